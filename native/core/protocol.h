@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The words that the daemon and an agent exchange.
+ *
+ * One SOCK_SEQPACKET Unix socket per process, one datagram a message, native byte order (both ends are on one
+ * machine).  A message is a header and `count` equal entries.  Descriptors ride along as SCM_RIGHTS.
+ *
+ * Nothing here is trusted.  The agent compares bytes itself before it replaces a page, so a wrong message from the
+ * daemon can cost time but not data; the daemon treats every number of an agent as a hint and keeps the kernel's own
+ * tables (/proc/PID/maps, pagemap) as the truth.
+ */
+#ifndef PM_PROTOCOL_H
+#define PM_PROTOCOL_H
+
+#include <stdint.h>
+
+#define PM_PROTOCOL_VERSION 1u
+#define PM_MESSAGE_MAX 65536u /* bytes in one datagram, header included */
+#define PM_FDS_MAX 16u        /* descriptors in one datagram */
+#define PM_DOMAIN_MAX 64u     /* bytes of a domain's name, the final NUL included */
+
+enum pm_message_type {
+	/* agent -> daemon */
+	PM_HELLO = 1,  /* 1 pm_hello, with descriptors; always the first message */
+	PM_MARK = 2,   /* pm_range[]: madvise; flags = enum pm_mark */
+	PM_ALL = 3,    /* 1 pm_range: prctl(PR_SET_MEMORY_MERGE); flags = 0 off, 1 on */
+	PM_GONE = 4,   /* pm_range[]: unmapped, moved away, discarded or mapped anew; a hint */
+	PM_RESULT = 5, /* 1 pm_result, then pm_failed[] (count = number of pm_failed) */
+	PM_BYE = 6,    /* no entries: the agent stops; its pages stay merged and correct */
+
+	/* daemon -> agent */
+	PM_WELCOME = 16, /* 1 pm_welcome */
+	PM_MERGE = 17,   /* pm_run[], with the descriptors of the segments they name */
+	PM_UNMERGE = 18, /* pm_range[]: turn pool mappings back into private anonymous memory */
+	PM_ZERO = 19,    /* pm_range[]: drop pages that are all zero, after checking */
+	PM_PING = 20,    /* no entries: answer with an empty PM_RESULT of the same seq */
+};
+
+struct pm_header {
+	uint32_t type;  /* enum pm_message_type */
+	uint32_t count; /* entries that follow */
+	uint64_t seq;   /* daemon -> agent: number of the request; PM_RESULT repeats it */
+};
+
+/* Which descriptors came with a PM_HELLO, in this order; absent ones are left out and their bit is clear. */
+enum pm_hello_fd {
+	PM_FD_PAGEMAP = 1u << 0, /* /proc/self/pagemap, O_RDONLY: PAGEMAP_SCAN works on the opener's memory */
+	PM_FD_MAPS = 1u << 1,    /* /proc/self/maps, O_RDONLY */
+	PM_FD_MEM = 1u << 2,     /* /proc/self/mem, O_RDONLY: the fallback where process_vm_readv is forbidden */
+	PM_FD_UFFD = 1u << 3,    /* userfaultfd with WP_ASYNC (user-mode-only is enough): write tracking, no barrier */
+};
+
+enum pm_hello_flag {
+	PM_HELLO_PRELOADED = 1u << 0, /* LD_PRELOAD: the agent has seen every call since the start */
+	PM_HELLO_IMPORTED = 1u << 1,  /* came in later, by `import pagemerge` */
+	PM_HELLO_FORKED = 1u << 2,    /* child of `parent`, which had an agent */
+	PM_HELLO_ALL = 1u << 3,       /* PR_SET_MEMORY_MERGE is on already (inherited, or `run --all`) */
+	PM_HELLO_BACK = 1u << 4,      /* was connected before: the marks follow anew */
+};
+
+enum pm_barrier {
+	PM_BARRIER_UFFD = 1u << 0,   /* userfaultfd write-protection, kernel-mode faults included */
+	PM_BARRIER_FREEZE = 1u << 1, /* the other threads wait in a signal handler */
+	PM_BARRIER_SEALED = 1u << 2, /* the owner promised not to write; mprotect holds it to that */
+};
+
+struct pm_hello {
+	uint32_t version;  /* PM_PROTOCOL_VERSION */
+	uint32_t flags;    /* enum pm_hello_flag */
+	uint32_t fds;      /* enum pm_hello_fd */
+	uint32_t barriers; /* enum pm_barrier: what this process is able to do */
+	int32_t parent;    /* pid of the parent when PM_HELLO_FORKED, else 0 */
+	uint32_t page_size;
+	uint64_t own_start; /* the agent's own memory, never to be merged; own_end 0: none */
+	uint64_t own_end;
+	char domain[PM_DOMAIN_MAX]; /* "" is the user's default domain */
+	char refusal[PM_DOMAIN_MAX]; /* "" or why this process can't be merged: "io_uring", "vfio", "clone-vm" ... */
+};
+
+struct pm_welcome {
+	uint32_t version;
+	uint32_t barrier; /* enum pm_barrier: the one to use, 0 = the agent's own choice */
+	int32_t daemon_pid;
+	uint32_t freeze_max_usecs; /* longest time to hold the threads; 0 = default (1000) */
+};
+
+enum pm_mark {
+	PM_MARK_MERGEABLE = 1,
+	PM_MARK_UNMERGEABLE = 2,
+	PM_MARK_SEALED = 3,   /* mergeable, and read-only by its owner's promise */
+	PM_MARK_UNSEALED = 4, /* the promise is withdrawn; stays mergeable */
+	PM_MARK_EXCLUDED = 5, /* never (locked, not forkable, pinned ...), until PM_GONE */
+};
+
+struct pm_range {
+	uint64_t start; /* bytes, page aligned */
+	uint64_t end;   /* exclusive */
+	uint32_t flags;
+	uint32_t pad;
+};
+
+/*
+ * `npages` pages at `addr` and where they go: page `pgoff` and the following of the segment `segment`.
+ *
+ * PM_RUN_GAP pages are not in the pool; they are private pages between runs of the same alignment, and are kept as
+ * private copies so that the runs around them need one mapping, not three.  A gap never comes first or last in a
+ * group.  PM_RUN_JOINED: continues the run before it (addr and pgoff follow on) in the same mapping.
+ */
+enum pm_run_flag {
+	PM_RUN_GAP = 1u << 0,
+	PM_RUN_JOINED = 1u << 1,
+};
+
+struct pm_run {
+	uint64_t addr;
+	uint32_t npages;
+	uint32_t segment; /* index into this message's descriptors */
+	uint32_t pgoff;   /* pages */
+	uint32_t flags;   /* enum pm_run_flag */
+};
+
+struct pm_result {
+	uint32_t merged;  /* pages now mapped from the pool (PM_MERGE), zeroed (PM_ZERO) or private (PM_UNMERGE) */
+	uint32_t failed;  /* pages left as they were */
+	uint32_t copied;  /* gap pages copied */
+	uint32_t mappings; /* mappings made */
+	uint32_t barrier; /* enum pm_barrier: the one used */
+	int32_t error;    /* 0, or a negative errno that ended the whole request */
+	uint64_t cpu_ns;  /* CPU time that the agent has used since it started */
+	uint64_t stopped_ns; /* time for which threads were held in this request */
+};
+
+/* Every page of the request that was not merged; pages that are not listed were. */
+enum pm_failure {
+	PM_FAIL_DIFFERS = 1,  /* the bytes are not the pool's */
+	PM_FAIL_WRITTEN = 2,  /* written while we looked */
+	PM_FAIL_GONE = 3,     /* no longer the kind of mapping that can be merged */
+	PM_FAIL_VMAS = 4,     /* vm.max_map_count is near */
+	PM_FAIL_BARRIER = 5,  /* a thread did not stop in time, or no barrier is to be had */
+	PM_FAIL_STACK = 6,    /* a stopped thread's stack is in it */
+	PM_FAIL_SYSTEM = 7,   /* a system call failed */
+};
+
+struct pm_failed {
+	uint64_t addr;
+	uint32_t npages;
+	uint32_t why; /* enum pm_failure */
+};
+
+_Static_assert(sizeof(struct pm_header) == 16, "wire format");
+_Static_assert(sizeof(struct pm_hello) == 168, "wire format");
+_Static_assert(sizeof(struct pm_welcome) == 16, "wire format");
+_Static_assert(sizeof(struct pm_range) == 24, "wire format");
+_Static_assert(sizeof(struct pm_run) == 24, "wire format");
+_Static_assert(sizeof(struct pm_result) == 40, "wire format");
+_Static_assert(sizeof(struct pm_failed) == 16, "wire format");
+
+#endif

@@ -1,0 +1,65 @@
+"""The C core: per-page work, without the interpreter lock."""
+
+from typing import Final
+
+PAGE_SIZE: Final[int]
+PROTOCOL_VERSION: Final[int]
+MESSAGE_MAX: Final[int]
+SEGMENT_PAGES: Final[int]
+
+def hash_pages(buffer: object) -> bytes:
+    """XXH3-64 of every whole page of a readable buffer, as packed native uint64."""
+
+def zero_pages(buffer: object) -> bytes:
+    """One byte a page: 1 where the page is all zero."""
+
+class Scanner:
+    """What ksmd knows: processes, their pages, the index, the pool. One domain, one NUMA node set."""
+
+    def __init__(self) -> None: ...
+    # processes; `mm` is a number the caller chooses, never reused
+    def add(self, mm: int, pid: int, pagemap_fd: int, maps_fd: int, mem_fd: int, uffd_fd: int) -> None:
+        """Take a process in. Descriptors are duplicated; -1 stands for one that is missing."""
+    def remove(self, mm: int) -> None:
+        """Forget a process that has ended; its slots lose their users."""
+    def mark(self, mm: int, start: int, end: int, kind: int) -> None:
+        """Note a PM_MARK_* of the protocol."""
+    def set_all(self, mm: int, on: bool) -> None: ...
+    def gone(self, mm: int, start: int, end: int) -> None: ...
+    def exclude(self, mm: int, start: int, end: int) -> None: ...
+    # scanning
+    def set_knob(self, name: str, value: int) -> None:
+        """use_zero_pages, max_page_sharing, smart_scan, merge_across_nodes, stable_node_chains_prune_millisecs, gap_pages, vma_reserve."""
+    def begin_pass(self) -> None: ...
+    def begin_mm(self, mm: int) -> bool:
+        """Refresh the process's regions; False when it has none that may be merged, ProcessLookupError when it is gone."""
+    def scan(self, mm: int, budget: int) -> tuple[int, bool]:
+        """Look at up to `budget` candidate pages from the cursor; (pages looked at, whether the process is done)."""
+    def end_pass(self) -> None:
+        """Retire and drop segments, forget what is stale."""
+    # requests for agents
+    def take_request(self, mm: int) -> tuple[int, bytes, list[int]] | None:
+        """The next datagram for a process: (seq, bytes, descriptors to send with it). None: nothing to ask."""
+    def put_result(self, mm: int, datagram: bytes) -> None:
+        """Apply a PM_RESULT. ValueError when it is not one, or answers nothing that was asked."""
+    def drop_requests(self, mm: int) -> None:
+        """The connection is lost: nothing that is under way will be answered."""
+    def unmerge(self, mm: int, start: int, end: int) -> None:
+        """Queue requests that turn what is merged in a range back into anonymous memory."""
+    def unmerge_all(self) -> None:
+        """run=2: the same for everything; drop the index, restart the page records."""
+    # numbers
+    def counters(self) -> dict[str, int]:
+        """Kernel-named counters and our own: see `pagemerge.ksm`."""
+    def process(self, mm: int) -> dict[str, int]: ...
+    def regions(self, mm: int) -> list[tuple[int, int, int, int, int, int, str]]:
+        """(start, end, pages seen, merged, zero, unshared, name) of each region."""
+    def trace(self, on: bool) -> None: ...
+    def take_events(self) -> tuple[list[tuple[str, float, int, int, int, int]], int]:
+        """((name, monotonic seconds, mm, address, slot, err)…, lost) since the last call."""
+    def page_merged(self, mm: int, address: int) -> bool: ...
+
+def check_message(datagram: bytes, to_daemon: bool) -> None:
+    """ValueError, with the reason, where a datagram is not well-formed."""
+def parse_maps(text: bytes) -> list[tuple[int, int, str, int, int, int, str]]:
+    """Lines of /proc/PID/maps: (start, end, perms, offset, dev, inode, path)."""
