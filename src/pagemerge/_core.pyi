@@ -18,8 +18,20 @@ class Scanner:
 
     def __init__(self) -> None: ...
     # processes; `mm` is a number the caller chooses, never reused
-    def add(self, mm: int, pid: int, pagemap_fd: int, maps_fd: int, mem_fd: int, uffd_fd: int) -> None:
-        """Take a process in. Descriptors are duplicated; -1 stands for one that is missing."""
+    def add(
+        self,
+        mm: int,
+        pid: int,
+        pagemap_fd: int,
+        maps_fd: int,
+        mem_fd: int,
+        uffd_fd: int,
+        parent: int = 0,
+    ) -> None:
+        """Take a process in, `parent` the mm it was forked from (0: none).
+
+        Descriptors are duplicated; -1 stands for one that is missing.
+        """
     def remove(self, mm: int) -> None:
         """Forget a process that has ended; its slots lose their users."""
     def mark(self, mm: int, start: int, end: int, kind: int) -> None:

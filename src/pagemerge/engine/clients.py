@@ -1,0 +1,108 @@
+"""The processes that an agent lives in, as the daemon knows them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pagemerge.engine import wire
+
+if TYPE_CHECKING:
+    from pagemerge import _core
+
+__all__ = ["Client", "read_comm"]
+
+WINDOW = 8  # datagrams under way to one agent
+SILENT_SECONDS = 10.0  # without an answer: the pass goes on without it
+
+
+def read_comm(pid: int) -> str:
+    """Read a process's short name, `?` when it is gone (/proc/PID/comm)."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+    except OSError:
+        return "?"
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """One process: its agent's connection, and what is under way with it."""
+
+    mm: int
+    pid: int
+    hello: wire.Hello
+    scanner: _core.Scanner
+    sock: socket.socket | None
+    pidfd: int
+    comm: str
+    merge_any: bool = False
+    marked: bool = False
+    silent: bool = False
+    since: float = field(default_factory=time.monotonic)
+    under_way: dict[int, float] = field(default_factory=dict)
+    barrier: wire.Barrier = wire.Barrier(0)
+    agent_cpu_ns: int = 0
+    stopped_ns: int = 0
+    copied_pages: int = 0
+    _unsent: tuple[int, bytes, list[int]] | None = None
+
+    @property
+    def registered(self) -> bool:
+        """Whether ksmd looks at it: marked, or all of it asked for (the kernel's mm list)."""
+        return self.marked or self.merge_any
+
+    @property
+    def asked(self) -> bool:
+        """Whether an answer is awaited that may still come."""
+        waiting = bool(self.under_way) or self._unsent is not None
+        return waiting and self.sock is not None and not self.silent
+
+    def who(self) -> str:
+        """Name it for people."""
+        return f"process {self.pid} ({self.comm})"
+
+    def send_requests(self) -> int:
+        """Hand the agent what the scanner wants of it, as far as the window goes; datagrams sent."""
+        sent = 0
+        while self.sock is not None and not self.silent and len(self.under_way) < WINDOW:
+            request = self._unsent or self.scanner.take_request(self.mm)
+            self._unsent = None
+            if request is None:
+                break
+            seq, datagram, fds = request
+            try:
+                socket.send_fds(self.sock, [datagram], fds)
+            except BlockingIOError:
+                self._unsent = request
+                break
+            except OSError:
+                self.lose()
+                break
+            self.under_way[seq] = time.monotonic()
+            sent += 1
+        return sent
+
+    def lose(self) -> None:
+        """Close the connection; the process goes on with what it has mapped."""
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
+        self._unsent = None
+        self.under_way.clear()
+        self.scanner.drop_requests(self.mm)
+
+    def end(self) -> None:
+        """Forget it: the process has ended."""
+        self.lose()
+        with suppress(OSError):
+            os.close(self.pidfd)
+        self.scanner.remove(self.mm)
+
+    def overdue(self, now: float) -> bool:
+        """Tell whether an answer is later than it may be."""
+        return bool(self.under_way) and now - min(self.under_way.values()) > SILENT_SECONDS
