@@ -1,0 +1,1 @@
+"""What the tests share: the machine's KSM, daemons, child processes, waiting."""
