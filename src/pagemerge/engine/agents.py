@@ -135,7 +135,7 @@ class AgentServer:
         if former is not None:
             self._succeed(former, client)
         if hello.flags & wire.HelloFlag.ALL:
-            self._set_all(client, True)
+            self.set_all(client, True)
         log.info("%s is here%s", client.who(), f", refused: {hello.refusal}" * bool(hello.refusal))
         return client
 
@@ -206,7 +206,7 @@ class AgentServer:
             self._marked(client)
         elif kind == wire.Kind.ALL:
             for item in wire.parse_ranges(datagram):
-                self._set_all(client, bool(item.flags))
+                self.set_all(client, bool(item.flags))
         elif kind == wire.Kind.GONE:
             for item in wire.parse_ranges(datagram):
                 scanner.gone(mm, item.start, item.end)
@@ -230,7 +230,7 @@ class AgentServer:
         client.scanner.put_result(client.mm, datagram)
         client.send_requests()
 
-    def _set_all(self, client: Client, on: bool) -> None:
+    def set_all(self, client: Client, on: bool) -> None:
         client.merge_any = on
         if not on:
             client.marked = False

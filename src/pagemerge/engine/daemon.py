@@ -1,0 +1,446 @@
+"""`pagemerge daemon`: one per user and folder; agents on one socket, control on another."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import resource
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pagemerge import __version__, _core
+from pagemerge.engine import paths
+from pagemerge.engine.agents import AgentServer
+from pagemerge.engine.clients import Client
+from pagemerge.engine.control import ControlServer, Later, deadline_in
+from pagemerge.engine.scanning import Ksmd
+from pagemerge.engine.settings import SCANNER_KNOBS, Settings
+from pagemerge.engine.wire import Barrier
+from pagemerge.errors import CommandError, EngineError, PagemergeError
+
+__all__ = ["Daemon", "main"]
+
+log = logging.getLogger("pagemerge.daemon")
+
+UNMERGE_SECONDS = 60.0  # how long run=2 waits for the agents
+
+
+class Daemon:
+    """Everything in one thread: sockets, and ksmd in slices between them."""
+
+    def __init__(self, runtime: Path, settings: Settings) -> None:
+        """Bind both sockets in `runtime`, which the caller has locked."""
+        self.runtime = runtime
+        self.settings = settings
+        self.scanners: dict[str, _core.Scanner] = {}
+        self.selector = selectors.DefaultSelector()
+        self.started = time.monotonic()
+        self.stopping = False
+        self._tracing = False
+        self._pending_events: list[dict[str, Any]] = []
+        self.ksmd = Ksmd(settings, self.scanners, self._emit)
+        self.agents = AgentServer(
+            _listen(runtime / paths.AGENT_SOCKET, socket.SOCK_SEQPACKET),
+            self.selector,
+            self.ksmd,
+            self._scanner_of,
+        )
+        verbs = {
+            "status": self._status,
+            "set": self._set,
+            "processes": self._processes,
+            "regions": self._regions,
+            "enable": lambda request: self._switch(request, True),
+            "disable": lambda request: self._switch(request, False),
+            "events": lambda _request: {},
+            "settle": self._settle,
+            "stop": self._stop,
+        }
+        self.control = ControlServer(
+            _listen(runtime / paths.CONTROL_SOCKET, socket.SOCK_STREAM), self.selector, verbs
+        )
+
+    # the loop
+
+    def serve(self) -> None:
+        """Run until told to stop."""
+        wait: float | None = 0.0
+        while not self.stopping:
+            for key, mask in self.selector.select(wait):
+                key.data(mask)
+            now = time.monotonic()
+            wait = self.ksmd.step(now)
+            self._tend(now)
+            if self.control.has_waiters:
+                wait = 0.05 if wait is None else min(wait, 0.05)
+            if wait is None and any(client.asked for client in self.agents.clients.values()):
+                wait = 1.0  # to notice an agent that does not answer
+
+    def stop_on_signals(self) -> None:
+        """End the loop on SIGTERM, SIGINT and SIGHUP; the pipe ends its wait."""
+        reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(writing)
+        self.selector.register(reading, selectors.EVENT_READ, lambda _mask: os.read(reading, 64))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: setattr(self, "stopping", True))
+
+    def close(self) -> None:
+        """Let go of the sockets; clients keep their memory and look for the next daemon."""
+        self.agents.close()
+        self.control.close()
+        for name in (paths.AGENT_SOCKET, paths.CONTROL_SOCKET):
+            with contextlib.suppress(OSError):
+                (self.runtime / name).unlink()
+
+    def _tend(self, now: float) -> None:
+        self.agents.tend(now)
+        if self.control.has_waiters:
+            self.ksmd.send_requests()
+        self.control.tend(now)
+        wanted = self.control.has_subscribers
+        if wanted != self._tracing:
+            self._tracing = wanted
+            for scanner in self.scanners.values():
+                scanner.trace(wanted)
+        if wanted:
+            self._publish()
+
+    # trace events
+
+    def _emit(self, name: str, fields: dict[str, int]) -> None:
+        if self._tracing:
+            self._pending_events.append({"event": name, "time": time.monotonic(), **fields})
+
+    def _publish(self) -> None:
+        events, self._pending_events = self._pending_events, []
+        lost = 0
+        for scanner in self.scanners.values():
+            found, dropped = scanner.take_events()
+            lost += dropped
+            for name, when, mm, address, slot, err in found:
+                client = self.agents.clients.get(mm)
+                events.append(
+                    {
+                        "event": name,
+                        "time": when,
+                        "mm": mm,
+                        "pid": client.pid if client else None,
+                        "address": address,
+                        "pfn": slot,
+                        "err": err,
+                    }
+                )
+        if events or lost:
+            events.sort(key=lambda event: event["time"])
+            self.control.publish(events, lost)
+
+    # what the control socket asks for
+
+    def _scanner_of(self, domain: str) -> _core.Scanner:
+        if domain not in self.scanners:
+            scanner = _core.Scanner()
+            for name in SCANNER_KNOBS:
+                scanner.set_knob(name, int(getattr(self.settings, name)))
+            scanner.trace(self._tracing)
+            self.scanners[domain] = scanner
+        return self.scanners[domain]
+
+    def counters(self) -> dict[str, int]:
+        """Sum the counters over the domains."""
+        total: dict[str, int] = {"pages_shared": 0, "pages_sharing": 0}
+        for scanner in self.scanners.values():
+            for name, value in scanner.counters().items():
+                total[name] = total.get(name, 0) + value
+        total["full_scans"] = self.ksmd.full_scans
+        return total
+
+    def _status(self, _request: dict[str, Any]) -> dict[str, Any]:
+        clients = self.agents.clients.values()
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        barriers: dict[str, int] = {}
+        for client in clients:
+            if client.barrier:
+                name = str(Barrier(client.barrier).name).lower()
+                barriers[name] = barriers.get(name, 0) + 1
+        return {
+            "knobs": self.settings.values(),
+            "counters": self.counters(),
+            "daemon": {
+                "pid": os.getpid(),
+                "version": __version__,
+                "uptime_seconds": time.monotonic() - self.started,
+                "cpu_seconds": usage.ru_utime + usage.ru_stime,
+                "agents": len(clients),
+                "agents_cpu_seconds": sum(client.agent_cpu_ns for client in clients) / 1e9,
+                "stopped_seconds": sum(client.stopped_ns for client in clients) / 1e9,
+                "registered": len(self.ksmd.registered),
+                "silent": [client.pid for client in clients if client.silent],
+                "domains": sorted(self.scanners),
+                "barriers": barriers,
+                "passes": self.ksmd.passes,
+            },
+        }
+
+    def _set(self, request: dict[str, Any]) -> Any:
+        values = request.get("values")
+        if not isinstance(values, dict) or not values:
+            raise CommandError('"set" needs "values": an object of knob names and values')
+        texts = {str(name): str(value) for name, value in values.items()}
+        changed = self.settings.apply(texts, merged=self.counters()["pages_shared"] > 0)
+        if "sleep_millisecs" in changed:
+            self.ksmd.wake()
+        if "advisor_mode" in changed:
+            self.ksmd.restart_advisor()
+        for name in changed & SCANNER_KNOBS:
+            for scanner in self.scanners.values():
+                scanner.set_knob(name, int(getattr(self.settings, name)))
+        if "run" in changed:
+            log.info("run is now %d", self.settings.run)
+            if self.settings.run == 2:
+                return self._unmerge()
+        return self.settings.values()
+
+    def _unmerge(self) -> Later:
+        """run=2: break everything, and answer when it is done, as the kernel's write(2) does."""
+        self.ksmd.forget_pass()
+        for scanner in self.scanners.values():
+            scanner.unmerge_all()
+        everyone = list(self.agents.clients.values())
+        for client in everyone:
+            client.send_requests()
+
+        def ready() -> dict[str, Any] | None:
+            for client in everyone:
+                client.send_requests()
+            return None if _asked(everyone) else self.settings.values()
+
+        def late() -> PagemergeError:
+            slow = ", ".join(client.who() for client in _asked(everyone))
+            return EngineError(
+                f"run=2 is not finished: no answer yet from {slow}",
+                hint="what they had merged stays merged until they answer; memory is right",
+            )
+
+        return Later(ready, deadline_in(UNMERGE_SECONDS), late)
+
+    def _processes(self, _request: dict[str, Any]) -> list[dict[str, Any]]:
+        rows = []
+        for client in self.agents.clients.values():
+            numbers = client.scanner.process(client.mm)
+            rows.append(
+                {
+                    "pid": client.pid,
+                    "comm": client.comm,
+                    **numbers,
+                    "ksm_merge_any": client.merge_any,
+                    "ksm_mergeable": client.registered,
+                    "domain": client.hello.domain,
+                    "barrier": (client.barrier.name or "").lower(),
+                    "refused": client.hello.refusal,
+                    "connected": client.sock is not None,
+                    "silent": client.silent,
+                    "agent_cpu_seconds": client.agent_cpu_ns / 1e9,
+                    "stopped_seconds": client.stopped_ns / 1e9,
+                }
+            )
+        return rows
+
+    def _client(self, request: dict[str, Any]) -> Client:
+        pid = request.get("pid")
+        if not isinstance(pid, int) or isinstance(pid, bool):
+            raise CommandError('"pid" must be a number')
+        client = self.agents.find(pid)
+        if client is None:
+            raise EngineError(
+                f"process {pid} is not a client of the engine",
+                hint="start it with 'pagemerge run -- CMD', or 'import pagemerge' in it",
+            )
+        return client
+
+    def _regions(self, request: dict[str, Any]) -> list[dict[str, Any]]:
+        client = self._client(request)
+        page = _core.PAGE_SIZE
+        return [
+            {
+                "start": start,
+                "end": end,
+                "pages": pages,
+                "merged_bytes": merged * page,
+                "zero_bytes": zero * page,
+                "unshared_pages": unshared,
+                "name": name,
+            }
+            for start, end, pages, merged, zero, unshared, name in client.scanner.regions(client.mm)
+        ]
+
+    def _switch(self, request: dict[str, Any], on: bool) -> dict[str, Any]:
+        client = self._client(request)
+        self.agents.set_all(client, on)
+        return {"pid": client.pid, "ksm_merge_any": client.merge_any}
+
+    def _settle(self, request: dict[str, Any]) -> Later:
+        passes, timeout = request.get("passes", 2), request.get("timeout", 60)
+        if not isinstance(passes, int) or not isinstance(timeout, int | float):
+            raise CommandError('"passes" is a whole number, "timeout" is seconds')
+        until = self.ksmd.passes + passes
+
+        def ready() -> dict[str, Any] | None:
+            return self.counters() if self.ksmd.passes >= until else None
+
+        def late() -> PagemergeError:
+            missing = until - self.ksmd.passes
+            return EngineError(
+                f"{missing} of {passes} passes have not ended within {timeout} seconds",
+                hint=self._why_no_pass(),
+            )
+
+        return Later(ready, deadline_in(float(timeout)), late)
+
+    def _why_no_pass(self) -> str:
+        if self.settings.run != 1:
+            return f"run is {self.settings.run}: 'pagemerge set run=1'"
+        if not self.ksmd.registered:
+            return "no process has asked for merging"
+        if not self.settings.pages_to_scan:
+            return "pages_to_scan is 0"
+        return "raise pages_to_scan or lower sleep_millisecs"
+
+    def _stop(self, _request: dict[str, Any]) -> dict[str, Any]:
+        self.stopping = True
+        return {}
+
+
+def _asked(clients: list[Client]) -> list[Client]:
+    return [client for client in clients if client.asked]
+
+
+def _listen(path: Path, kind: socket.SocketKind) -> socket.socket:
+    """Bind a listening socket; the caller's lock makes sure that a leftover is nobody's."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX, kind)
+    listener.setblocking(False)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(128)
+    return listener
+
+
+@contextlib.contextmanager
+def _only_one(runtime: Path) -> Iterator[None]:
+    """Hold the folder's lock: one daemon at a time."""
+    with (runtime / paths.LOCK_FILE).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            pid = lock.read().strip() or "?"
+            raise EngineError(
+                f"a daemon is running already in {runtime} (pid {pid})",
+                hint="'pagemerge status' shows it, 'pagemerge stop' ends it",
+            ) from error
+        lock.seek(0)
+        lock.truncate()
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def main(values: dict[str, str], *, detach: bool = False, log_file: Path | None = None) -> int:
+    """Run the daemon in this process; returns its exit status.
+
+    Args:
+        values: knobs to start with, as text.
+        detach: go to the background once both sockets answer.
+        log_file: where to write the log; standard error, or `daemon.log` when detached.
+
+    Raises:
+        RejectedError: a knob's value is refused.
+        EngineError: another daemon has this folder.
+    """
+    settings = Settings()
+    settings.apply(values, merged=False)
+    runtime = paths.runtime_dir(create=True)
+    ready = None
+    if detach:
+        log_file = log_file or runtime / "daemon.log"
+        ready = _fork_away()
+        if ready is None:
+            return 0
+    _start_log(log_file)
+    try:
+        with _only_one(runtime):
+            _raise_descriptor_limit()
+            daemon = Daemon(runtime, settings)
+            daemon.stop_on_signals()
+            log.info("ready in %s, pid %d", runtime, os.getpid())
+            if ready is not None:
+                _leave_terminal()
+                os.write(ready, b"ready\n")
+                os.close(ready)
+            try:
+                daemon.serve()
+            finally:
+                daemon.close()
+            log.info("stopped")
+    except PagemergeError as error:
+        if ready is None:
+            raise
+        os.write(ready, f"{error}\n".encode())
+        os._exit(error.exit_status)
+    if ready is not None:
+        os._exit(0)
+    return 0
+
+
+def _start_log(log_file: Path | None) -> None:
+    handler: logging.Handler = (
+        logging.FileHandler(log_file) if log_file else logging.StreamHandler(sys.stderr)
+    )
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger("pagemerge")
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    root.propagate = False
+
+
+def _raise_descriptor_limit() -> None:
+    """Segments and clients take descriptors; use what the limits allow."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _fork_away() -> int | None:
+    """Fork the daemon off; None in the parent, which has waited until the child is ready.
+
+    Raises:
+        EngineError: the child could not start, with its reason.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        os.setsid()
+        return writing
+    os.close(writing)
+    with open(reading, "rb") as pipe:  # noqa: PTH123 - a descriptor, not a path
+        word = pipe.read().decode().strip()
+    if word != "ready":
+        os.waitpid(pid, 0)
+        raise EngineError(word or "the daemon ended before it was ready; see its log")
+    return None
+
+
+def _leave_terminal() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
