@@ -1,0 +1,137 @@
+"""Programs whose memory the engine merges in tests: one that holds still, one that never does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import pagemerge
+from tests.support.processes import Child
+
+__all__ = ["AGENT", "agent_env", "holder", "read_stress", "run_stress", "stress_program"]
+
+AGENT = Path(pagemerge.__file__).parent / "libpagemerge-agent.so"
+
+# Lines in: "fill SEED N" (pages alike in all processes with the same seed), "unique N", "zero N", "mark", "unmark",
+# "write INDEX VALUE", "sum", "drop" (munmap), "dontneed", "fork", "quit". One line out for each.
+_HOLDER = """
+import ctypes, hashlib, mmap, os, random, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+region = None
+def address():
+    return ctypes.addressof(ctypes.c_char.from_buffer(region))
+def advise(advice):
+    return libc.madvise(address(), len(region), advice)
+for line in sys.stdin:
+    word, *rest = line.split()
+    answer = "ok"
+    if word in ("fill", "unique", "zero"):
+        pages = int(rest[-1])
+        region = mmap.mmap(-1, pages * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if word == "zero":
+            region[:] = bytes(pages * 4096)
+        else:
+            seed = rest[0] if word == "fill" else os.urandom(8).hex()
+            region[:] = random.Random(seed).randbytes(pages * 4096)
+    elif word == "same":
+        pages = int(rest[-1])
+        region = mmap.mmap(-1, pages * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        region[:] = (rest[0].encode() * 4096)[:4096] * pages
+    elif word == "mark":
+        answer = str(advise(12))
+    elif word == "unmark":
+        answer = str(advise(13))
+    elif word == "dontneed":
+        answer = str(libc.madvise(address(), len(region), 4))
+    elif word == "huge":
+        answer = str(advise(14))
+    elif word == "write":
+        region[int(rest[0])] = int(rest[1])
+    elif word == "sum":
+        answer = hashlib.sha256(region).hexdigest()
+    elif word == "drop":
+        region.close()
+    elif word == "address":
+        answer = str(address())
+    elif word == "fork":
+        pid = os.fork()
+        if pid == 0:
+            inner = os.open(rest[0], os.O_RDONLY)
+            os.read(inner, 1)
+            os._exit(0 if hashlib.sha256(region).hexdigest() == rest[1] else 1)
+        answer = str(pid)
+    elif word == "wait":
+        answer = str(os.waitstatus_to_exitcode(os.waitpid(int(rest[0]), 0)[1]))
+    elif word == "quit":
+        break
+    print(answer, flush=True)
+"""
+
+
+def agent_env(runtime: Path, **more: str) -> dict[str, str]:
+    """The environment that brings the agent into a program, as `pagemerge run` sets it."""
+    return {
+        "LD_PRELOAD": str(AGENT),
+        "PAGEMERGE_AGENT_SOCKET": str(runtime / "agent.sock"),
+        **more,
+    }
+
+
+def holder(env: Mapping[str, str], user: int | None = None) -> Child:
+    """A Python process that holds memory as it is told."""
+    return Child(_HOLDER, env=env, user=user)
+
+
+@cache
+def stress_program() -> Path:
+    """Compile stress.c, once a session."""
+    folder = Path(tempfile.mkdtemp(prefix="pagemerge-stress-"))
+    folder.chmod(0o755)
+    program = folder / "stress"
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    source = Path(__file__).with_name("stress.c")
+    subprocess.run(
+        [compiler, "-O2", "-D_GNU_SOURCE", "-pthread", "-o", program, source], check=True
+    )
+    return program
+
+
+@contextmanager
+def run_stress(
+    env: Mapping[str, str], *, count: int = 2, seconds: float = 5, pages: int = 4096, threads: int = 8
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """Run `count` of them side by side; kill what is left at the end."""
+    argv = [str(stress_program()), "-s", str(seconds), "-p", str(pages), "-t", str(threads)]
+    running = [
+        subprocess.Popen(
+            argv,
+            env={**os.environ, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(count)
+    ]
+    try:
+        yield running
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+def read_stress(process: subprocess.Popen[str], seconds: float = 120) -> str:
+    """Wait for its end; what it printed. AssertionError when a check of it failed."""
+    output, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, f"exit status {process.returncode}: {output}"
+    return output
