@@ -4,7 +4,7 @@
 
     PagemergeError                      exit status 1
     ├── KernelError                     the running kernel said no
-    │   ├── NotSupportedError      3    no such file or system call here; the version that brought it
+    │   ├── NotSupportedError      3    this kernel lacks it; the version that brought it
     │   ├── NotPermittedError      4    exists, but not for this process; what would permit it
     │   └── RejectedError               the value was refused (EINVAL, ERANGE, EBUSY)
     ├── EngineError                     the daemon said no, or is gone
@@ -61,7 +61,19 @@ class NotPermittedError(KernelError):
 
 
 class RejectedError(KernelError):
-    """The value was refused; nothing was changed."""
+    """The value was refused; nothing was changed. `errno` is the kernel's number for the reason."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: str | None = None,
+        hint: str | None = None,
+        errno: int | None = None,
+    ) -> None:
+        """Keep the error number (EINVAL, ERANGE, EBUSY) beside the message."""
+        super().__init__(message, where=where, hint=hint)
+        self.errno = errno
 
 
 class EngineError(PagemergeError):

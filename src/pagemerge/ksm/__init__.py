@@ -1,0 +1,56 @@
+"""The one interface to samepage merging, and the one table of its knobs, counters and events."""
+
+from pagemerge.ksm.interface import Event, Knobs, Ksm, LostEvents, Process, Region
+from pagemerge.ksm.items import (
+    COUNTERS,
+    EVENTS,
+    KNOBS,
+    PROCESS_ITEMS,
+    Counter,
+    EventField,
+    EventKind,
+    Knob,
+    ProcessItem,
+    Type,
+    Unit,
+    find_knob,
+)
+from pagemerge.ksm.values import (
+    Change,
+    KnobValue,
+    known_knob,
+    parse_assignment,
+    parse_knob,
+    parse_shown,
+    plan_changes,
+    render_knob,
+)
+
+__all__ = [
+    "COUNTERS",
+    "EVENTS",
+    "KNOBS",
+    "PROCESS_ITEMS",
+    "Change",
+    "Counter",
+    "Event",
+    "EventField",
+    "EventKind",
+    "Knob",
+    "KnobValue",
+    "Knobs",
+    "Ksm",
+    "LostEvents",
+    "Process",
+    "ProcessItem",
+    "Region",
+    "Type",
+    "Unit",
+    "find_knob",
+    "known_knob",
+    "parse_assignment",
+    "parse_knob",
+    "parse_shown",
+    "plan_changes",
+    "render_knob",
+]
