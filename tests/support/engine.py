@@ -29,13 +29,18 @@ class EngineDaemon:
     """
 
     def __init__(
-        self, runtime: Path, *arguments: str, env: Mapping[str, str] | None = None
+        self,
+        runtime: Path,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        user: int | None = None,
     ) -> None:
         self.runtime = runtime
         self.env = {"PAGEMERGE_RUNTIME_DIR": str(runtime)}
         self.log_path = runtime.with_suffix(".log")
         self._arguments = arguments
         self._extra = dict(env or {})
+        self._user = user
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -46,6 +51,7 @@ class EngineDaemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                user=self._user,
             )
         self.process = process
         try:
@@ -122,21 +128,28 @@ class EngineDaemon:
 
 @contextlib.contextmanager
 def run_engine_daemon(
-    *arguments: str, env: Mapping[str, str] | None = None, **knobs: int | str
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    user: int | None = None,
+    **knobs: int | str,
 ) -> Iterator[EngineDaemon]:
     """Run a daemon of the test's own.
 
     Args:
         arguments: For the `pagemerge daemon` command.
         env: Added to its environment.
+        user: Number of the user to run it as (root only).
         knobs: Set before it is handed out.
     """
     # Not pytest's tmp_path: a socket's path may have 107 bytes only.
     folder = Path(tempfile.mkdtemp(prefix="pagemerge-", dir="/tmp"))
     runtime = folder / "run"
     runtime.mkdir(mode=0o700)
+    if user is not None:
+        folder.chmod(0o755)
+        os.chown(runtime, user, -1)
     try:
-        daemon = EngineDaemon(runtime, *arguments, env=env)
+        daemon = EngineDaemon(runtime, *arguments, env=env, user=user)
         try:
             if knobs:
                 daemon.set(**knobs)

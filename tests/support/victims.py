@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,7 +17,7 @@ from pathlib import Path
 import pagemerge
 from tests.support.processes import Child
 
-__all__ = ["AGENT", "agent_env", "holder", "read_stress", "run_stress", "stress_program"]
+__all__ = ["AGENT", "agent_env", "compiled", "holder", "read_stress", "run_stress"]
 
 AGENT = Path(pagemerge.__file__).parent / "libpagemerge-agent.so"
 
@@ -84,19 +87,29 @@ def agent_env(runtime: Path, **more: str) -> dict[str, str]:
     }
 
 
-def holder(env: Mapping[str, str], user: int | None = None) -> Child:
-    """A Python process that holds memory as it is told."""
-    return Child(_HOLDER, env=env, user=user)
+def holder(env: Mapping[str, str], user: int | None = None, lacks: str = "") -> Child:
+    """A Python process that holds memory as it is told.
+
+    Args:
+        env: Added to this process's environment.
+        user: Number of the user to run as (root only).
+        lacks: What deny.c takes away: "userfaultfd,pagemap_scan" ... .
+    """
+    if not lacks:
+        return Child(_HOLDER, env=env, user=user)
+    argv = [str(compiled("deny")), lacks, sys.executable, "-c", _HOLDER]
+    return Child(argv, env=env, user=user)
 
 
 @cache
-def stress_program() -> Path:
-    """Compile stress.c, once a session."""
-    folder = Path(tempfile.mkdtemp(prefix="pagemerge-stress-"))
+def compiled(name: str) -> Path:
+    """Compile tests/support/NAME.c, once a session; the program may be run by any user."""
+    folder = Path(tempfile.mkdtemp(prefix="pagemerge-test-"))
     folder.chmod(0o755)
-    program = folder / "stress"
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    program = folder / name
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
-    source = Path(__file__).with_name("stress.c")
+    source = Path(__file__).with_name(f"{name}.c")
     subprocess.run(
         [compiler, "-O2", "-D_GNU_SOURCE", "-pthread", "-o", program, source], check=True
     )
@@ -108,7 +121,7 @@ def run_stress(
     env: Mapping[str, str], *, count: int = 2, seconds: float = 5, pages: int = 4096, threads: int = 8
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """Run `count` of them side by side; kill what is left at the end."""
-    argv = [str(stress_program()), "-s", str(seconds), "-p", str(pages), "-t", str(threads)]
+    argv = [str(compiled("stress")), "-s", str(seconds), "-p", str(pages), "-t", str(threads)]
     running = [
         subprocess.Popen(
             argv,
