@@ -194,7 +194,7 @@ class Daemon:
         if not isinstance(values, dict) or not values:
             raise CommandError('"set" needs "values": an object of knob names and values')
         texts = {str(name): str(value) for name, value in values.items()}
-        changed = self.settings.apply(texts, merged=self.counters()["pages_shared"] > 0)
+        changed = self.settings.apply(texts, self.counters()["pages_shared"])
         if "sleep_millisecs" in changed:
             self.ksmd.wake()
         if "advisor_mode" in changed:
@@ -367,7 +367,7 @@ def main(values: dict[str, str], *, detach: bool = False, log_file: Path | None 
         EngineError: another daemon has this folder.
     """
     settings = Settings()
-    settings.apply(values, merged=False)
+    settings.apply(values, 0)
     runtime = paths.runtime_dir(create=True)
     ready = None
     if detach:
