@@ -26,7 +26,7 @@ test: $(STAMPS)/pagemerge $(STAMPS)/group-test build/native/build.ninja ## run a
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(STAMPS)/pagemerge ## measure the engine beside the kernel's ksmd (ARGS=--quick for a short run)
-	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
 check: $(STAMPS)/pagemerge $(STAMPS)/group-test $(STAMPS)/group-check ## formatting, lint, types, import layers, the C core's stub
 	$(BIN)/ruff format --check .

@@ -1,0 +1,1 @@
+"""Measures the engine beside the kernel's own ksmd; see run.py."""

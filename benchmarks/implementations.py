@@ -1,0 +1,123 @@
+"""The two that are compared, behind one face: the kernel's ksmd and the engine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchmarks.workload import PAGE, process_cpu_seconds
+from tests.support.engine import EngineDaemon, run_engine_daemon
+from tests.support.kernel_ksm import KernelKsmControl, hold_kernel_ksm
+
+__all__ = ["Implementation", "run_engine", "run_kernel"]
+
+# Both at full speed: what is compared is the work, not the waiting.
+FULL_SPEED: dict[str, int | str] = {"pages_to_scan": 100_000, "sleep_millisecs": 0}
+
+
+class Implementation(Protocol):
+    """Something that merges."""
+
+    name: str
+    prefix: Sequence[str]  # put before a command so that it takes part
+    env: Mapping[str, str]
+    poll_seconds: float  # how often its counters may be read without disturbing it
+
+    def set_run(self, value: int) -> None:
+        """Turn it on (1), off (0), or unmerge all (2)."""
+
+    def counters(self) -> dict[str, int]:
+        """Its counters, by the kernel's names."""
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the process that scans."""
+
+    def metadata_bytes(self) -> float:
+        """What it keeps in memory for the pages that it has visited."""
+
+    def notes(self) -> dict[str, Any]:
+        """What else it says of itself."""
+
+
+class _Kernel:
+    name = "ksmd"
+    prefix: Sequence[str] = ()
+    env: Mapping[str, str] = {}
+    poll_seconds = 0.001
+
+    def __init__(self, control: KernelKsmControl) -> None:
+        self._control = control
+        self._ksmd = _find_ksmd()
+
+    def set_run(self, value: int) -> None:
+        self._control.write("run", value)
+
+    def counters(self) -> dict[str, int]:
+        wanted = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile")
+        found = {name: self._control.read(name) for name in wanted}
+        found["full_scans"] = self._control.read("full_scans")
+        return found
+
+    def cpu_seconds(self) -> float:
+        return process_cpu_seconds(self._ksmd)
+
+    def metadata_bytes(self) -> float:
+        # general_profit = saved bytes - metadata bytes; the kernel's own account of itself.
+        saved = (self._control.read("pages_sharing") + self._control.read("ksm_zero_pages")) * PAGE
+        return saved - self._control.read("general_profit")
+
+    def notes(self) -> dict[str, Any]:
+        return {"knobs": self._control.save()}
+
+
+class _Engine:
+    name = "engine"
+    prefix: Sequence[str] = (sys.executable, "-m", "pagemerge", "run", "--ksm", "engine", "--")
+    poll_seconds = 0.01
+
+    def __init__(self, daemon: EngineDaemon) -> None:
+        self._daemon = daemon
+        self.env: Mapping[str, str] = daemon.env
+
+    def set_run(self, value: int) -> None:
+        self._daemon.set(run=value)
+
+    def counters(self) -> dict[str, int]:
+        return self._daemon.counters()
+
+    def cpu_seconds(self) -> float:
+        return process_cpu_seconds(self._daemon.process.pid)
+
+    def metadata_bytes(self) -> float:
+        return float(self._daemon.call("status")["daemon"]["metadata_bytes"])
+
+    def notes(self) -> dict[str, Any]:
+        status: dict[str, Any] = self._daemon.call("status")
+        return status
+
+
+@contextlib.contextmanager
+def run_kernel() -> Iterator[Implementation]:
+    """Have the kernel's KSM to oneself, at full speed; see `why_no_kernel_ksm` first."""
+    with hold_kernel_ksm(**FULL_SPEED) as control:
+        yield _Kernel(control)
+
+
+@contextlib.contextmanager
+def run_engine() -> Iterator[Implementation]:
+    """Run a daemon of the benchmark's own, at full speed."""
+    with run_engine_daemon() as daemon:
+        daemon.set(**FULL_SPEED, run=0)
+        yield _Engine(daemon)
+
+
+def _find_ksmd() -> int:
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if comm.read_text() == "ksmd\n":
+                return int(comm.parent.name)
+    raise RuntimeError(f"there is no ksmd among the processes that {os.getpid()} can see")
