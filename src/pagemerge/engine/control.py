@@ -224,6 +224,8 @@ def _failure(error: PagemergeError) -> dict[str, Any]:
         "error": type(error).__name__,
         "message": str(error),
         "hint": error.hint,
+        "errno": getattr(error, "errno", None),
+        "pid": getattr(error, "pid", None),
     }
 
 
