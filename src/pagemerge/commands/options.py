@@ -1,0 +1,63 @@
+"""Arguments that several commands share, and which implementation they mean."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import Final
+
+from pagemerge.errors import CommandError
+from pagemerge.ksm import Ksm, parse_assignment
+
+__all__ = ["add_json_option", "add_ksm_option", "open_ksm", "parse_assignments"]
+
+IMPLEMENTATIONS: Final = ("engine", "kernel")
+
+
+def add_ksm_option(parser: argparse.ArgumentParser) -> None:
+    """Declare `--ksm`; `open_ksm` reads it."""
+    parser.add_argument(
+        "--ksm",
+        choices=IMPLEMENTATIONS,
+        help="which implementation: this project's engine, or the kernel's KSM "
+        "(default: the engine while its daemon is running, else the kernel)",
+    )
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Declare `--json`."""
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON; its keys are the kernel's names"
+    )
+
+
+def open_ksm(args: argparse.Namespace) -> Ksm:
+    """Open the implementation that `--ksm` names, or the one in use.
+
+    Raises:
+        EngineError: the engine was asked for, and its runtime folder is not private.
+        NotSupportedError: the kernel's was asked for, and this kernel has none.
+    """
+    from pagemerge.engine import paths
+    from pagemerge.engine.client import EngineKsm, daemon_answers
+
+    if args.ksm == "engine" or (args.ksm is None and daemon_answers(paths.runtime_dir())):
+        return EngineKsm()
+    kernel = importlib.import_module("pagemerge.kernel")
+    ksm: Ksm = kernel.KernelKsm()
+    return ksm
+
+
+def parse_assignments(texts: list[str]) -> dict[str, str]:
+    """Read NAME=VALUE arguments, in their order.
+
+    Raises:
+        CommandError: one is no such thing, names no knob, or a knob comes twice.
+    """
+    values: dict[str, str] = {}
+    for text in texts:
+        name, value = parse_assignment(text)
+        if name in values:
+            raise CommandError(f"{name} is given twice")
+        values[name] = value
+    return values
