@@ -19,7 +19,7 @@ help: ## list the targets
 venv: $(STAMPS)/pagemerge ## set up .venv with .venv/bin/pagemerge
 
 demo: $(STAMPS)/demo ## merge the memory of real worker processes, live
-	$(BIN)/python demo/demo.py $(ARGS)
+	$(BIN)/python -m demo.demo $(ARGS)
 
 test: $(STAMPS)/pagemerge $(STAMPS)/group-test build/native/build.ninja ## run all tests (ARGS=... goes to pytest)
 	$(MESON) test -C build/native --print-errorlogs
