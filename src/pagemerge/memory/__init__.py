@@ -1,0 +1,63 @@
+"""A process's memory, as /proc tells it: mappings, sizes, sharing, times, and the machine's.
+
+`parse_*` are pure; `read_*` take the folder to read (`proc`), which may be a recorded machine's.
+"""
+
+from pagemerge.memory.files import PROC, iter_pids, read_process_file, read_process_text, reading
+from pagemerge.memory.machine import (
+    parse_meminfo,
+    parse_vmstat,
+    read_max_map_count,
+    read_meminfo,
+    read_vmstat,
+)
+from pagemerge.memory.maps import Vma, parse_maps, parse_maps_line, read_maps
+from pagemerge.memory.processes import (
+    ProcessStat,
+    Statm,
+    parse_stat,
+    parse_statm,
+    read_comm,
+    read_cpu_seconds,
+    read_stat,
+    read_statm,
+    read_tree,
+)
+from pagemerge.memory.smaps import (
+    Smap,
+    parse_smaps,
+    parse_smaps_rollup,
+    read_smaps,
+    read_smaps_rollup,
+)
+
+__all__ = [
+    "PROC",
+    "ProcessStat",
+    "Smap",
+    "Statm",
+    "Vma",
+    "iter_pids",
+    "parse_maps",
+    "parse_maps_line",
+    "parse_meminfo",
+    "parse_smaps",
+    "parse_smaps_rollup",
+    "parse_stat",
+    "parse_statm",
+    "parse_vmstat",
+    "read_comm",
+    "read_cpu_seconds",
+    "read_maps",
+    "read_max_map_count",
+    "read_meminfo",
+    "read_process_file",
+    "read_process_text",
+    "read_smaps",
+    "read_smaps_rollup",
+    "read_stat",
+    "read_statm",
+    "read_tree",
+    "read_vmstat",
+    "reading",
+]
