@@ -21,8 +21,9 @@ __all__ = ["AGENT", "agent_env", "compiled", "holder", "read_stress", "run_stres
 
 AGENT = Path(pagemerge.__file__).parent / "libpagemerge-agent.so"
 
-# Lines in: "fill SEED N" (pages alike in all processes with the same seed), "unique N", "zero N", "mark", "unmark",
-# "write INDEX VALUE", "sum", "drop" (munmap), "dontneed", "fork", "quit". One line out for each.
+# Lines in: "fill SEED N" (pages alike in all processes with the same seed), "unique N", "zero N",
+# "same CHAR N", "mark", "unmark", "write INDEX VALUE", "sum", "drop" (munmap), "dontneed", "fork",
+# "quit". One line out for each.
 _HOLDER = """
 import ctypes, hashlib, mmap, os, random, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -118,7 +119,12 @@ def compiled(name: str) -> Path:
 
 @contextmanager
 def run_stress(
-    env: Mapping[str, str], *, count: int = 2, seconds: float = 5, pages: int = 4096, threads: int = 8
+    env: Mapping[str, str],
+    *,
+    count: int = 2,
+    seconds: float = 5,
+    pages: int = 4096,
+    threads: int = 8,
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """Run `count` of them side by side; kill what is left at the end."""
     argv = [str(compiled("stress")), "-s", str(seconds), "-p", str(pages), "-t", str(threads)]

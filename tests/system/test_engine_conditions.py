@@ -1,4 +1,4 @@
-"""The engine where things are unusual: swap, huge pages, lacking kernels, no privileges, an attacker."""
+"""The engine where things are unusual: swap, huge pages, lacking kernels, an attacker."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def merged_pair(daemon: EngineDaemon, one: Child, two: Child, pages: int = N) ->
 @contextlib.contextmanager
 def swap_file(folder: Path) -> Iterator[None]:
     path = folder / "swap"
-    subprocess.run(["dd", "if=/dev/zero", f"of={path}", "bs=1M", "count=128"], check=True, capture_output=True)
+    subprocess.run(
+        ["dd", "if=/dev/zero", f"of={path}", "bs=1M", "count=128"], check=True, capture_output=True
+    )
     path.chmod(0o600)
     subprocess.run(["mkswap", path], check=True, capture_output=True)
     subprocess.run(["swapon", path], check=True)
@@ -60,9 +62,11 @@ def test_merged_pages_go_to_swap_and_come_back_shared(
     require(os.geteuid() == 0, "root, for a swap file")
     require((MEMORY_V1 / "memory.limit_in_bytes").exists(), "a memory cgroup (version 1)")
     group = MEMORY_V1 / "pagemerge-test"
-    with swap_file(tmp_path), holder(agent_env(engine_daemon.runtime)) as one, holder(
-        agent_env(engine_daemon.runtime)
-    ) as two:
+    with (
+        swap_file(tmp_path),
+        holder(agent_env(engine_daemon.runtime)) as one,
+        holder(agent_env(engine_daemon.runtime)) as two,
+    ):
         group.mkdir()
         try:
             (group / "cgroup.procs").write_text(str(engine_daemon.process.pid))
@@ -187,9 +191,10 @@ def write_times(daemon: EngineDaemon, domain: str, seed: str) -> list[int]:
     """How long each page's first write takes to one who guesses the victim's content, or not."""
     victim_env = agent_env(daemon.runtime, PAGEMERGE_DOMAIN="victim")
     attacker_env = agent_env(daemon.runtime, PAGEMERGE_DOMAIN=domain)
-    with Child(ATTACK, "secret", env=victim_env) as victim, Child(
-        ATTACK, seed, env=attacker_env
-    ) as attacker:
+    with (
+        Child(ATTACK, "secret", env=victim_env) as victim,
+        Child(ATTACK, seed, env=attacker_env) as attacker,
+    ):
         victim.read_line()
         attacker.read_line()
         daemon.settle(4)
@@ -199,13 +204,15 @@ def write_times(daemon: EngineDaemon, domain: str, seed: str) -> list[int]:
         return [int(word) for word in line.split()]
 
 
-def test_write_latency_tells_an_attacker_nothing_across_domains(engine_daemon: EngineDaemon) -> None:
+def test_write_latency_tells_an_attacker_nothing_across_domains(
+    engine_daemon: EngineDaemon,
+) -> None:
     engine_daemon.set(run=1)
     # The attack works where pages are shared: otherwise the test below would prove nothing.
     inside = statistics.median(write_times(engine_daemon, "victim", "secret"))
     outside = statistics.median(write_times(engine_daemon, "victim", "wrong guess"))
     assert inside > 1.2 * outside
-    # Across domains a right guess looks like a wrong one: a threshold tells them apart no better than chance.
+    # Across domains a right guess looks like a wrong one: a threshold does no better than chance.
     right, wrong = [], []
     for _ in range(4):
         right += write_times(engine_daemon, "attacker", "secret")

@@ -23,9 +23,7 @@ N = 1024
 def twins(engine_daemon: EngineDaemon) -> Iterator[list[Child]]:
     """Three processes with the same N pages, marked."""
     with ExitStack() as stack:
-        children = [
-            stack.enter_context(holder(agent_env(engine_daemon.runtime))) for _ in range(3)
-        ]
+        children = [stack.enter_context(holder(agent_env(engine_daemon.runtime))) for _ in range(3)]
         for child in children:
             assert child.ask(f"fill seed {N}") == "ok"
             assert child.ask("mark") == "0"
@@ -183,9 +181,7 @@ def test_a_stopped_client_does_not_hold_up_the_others(
     os.kill(twins[0].pid, signal.SIGSTOP)
     try:
         engine_daemon.set(run=1)
-        wait_until(
-            lambda: engine_daemon.counters()["pages_sharing"] >= N, "the others merged", 60
-        )
+        wait_until(lambda: engine_daemon.counters()["pages_sharing"] >= N, "the others merged", 60)
     finally:
         os.kill(twins[0].pid, signal.SIGCONT)
     counters = engine_daemon.settle(4)

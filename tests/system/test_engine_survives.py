@@ -66,9 +66,7 @@ def test_a_daemon_killed_at_any_instant_costs_no_memory_and_a_new_one_takes_over
                 engine_daemon.restart()
                 engine_daemon.set(run=1, pages_to_scan=100_000, sleep_millisecs=0)
                 assert all(process.poll() is None for process in running)
-            wait_until(
-                lambda: engine_daemon.counters()["pages_sharing"] >= 2048, "the savings", 60
-            )
+            wait_until(lambda: engine_daemon.counters()["pages_sharing"] >= 2048, "the savings", 60)
             assert all(process.poll() is None for process in running), "a check failed"
         assert one.ask("sum") == two.ask("sum") == sums
 
@@ -104,9 +102,7 @@ def hello(**changes: int) -> bytes:
         "own_start": 0,
         "own_end": 0,
     } | changes
-    return struct.pack("=IIQ", 1, 1, 0) + struct.pack(
-        "=IIIIiIQQ64s64s", *fields.values(), b"", b""
-    )
+    return struct.pack("=IIQ", 1, 1, 0) + struct.pack("=IIIIiIQQ64s64s", *fields.values(), b"", b"")
 
 
 def test_garbage_is_answered_by_disconnection_and_the_log_says_who(
@@ -148,7 +144,9 @@ def test_a_client_that_lies_about_its_addresses_hurts_nobody(engine_daemon: Engi
         top = 1 << 47
         for start, end in ((0, top), (4096, 8192), (top - 8192, top - 4096), (1 << 30, 1 << 40)):
             liar.send(struct.pack("=IIQ", 2, 1, 0) + struct.pack("=QQII", start, end, 1, 0))
-        wait_until(lambda: engine_daemon.counters()["pages_sharing"] >= 512, "merging beside a liar")
+        wait_until(
+            lambda: engine_daemon.counters()["pages_sharing"] >= 512, "merging beside a liar"
+        )
         assert one.ask("sum") == two.ask("sum") == sums
 
 

@@ -78,15 +78,13 @@ class AgentServer:
             sock.close()
             return
         sock.setblocking(False)
-        self._selector.register(
-            sock, selectors.EVENT_READ, lambda _mask: self._greet(sock, pid)
-        )
+        self._selector.register(sock, selectors.EVENT_READ, lambda _mask: self._greet(sock, pid))
 
     def _greet(self, sock: socket.socket, pid: int) -> None:
         """Take the first message, which must be a HELLO."""
         fds: list[int] = []
         try:
-            datagram, fds, flags, _ = socket.recv_fds(sock, _core.MESSAGE_MAX, len(HELLO_FDS))
+            datagram, fds, _, _ = socket.recv_fds(sock, _core.MESSAGE_MAX, len(HELLO_FDS))
             client = self._admit(sock, pid, datagram, fds)
         except BlockingIOError:
             return
@@ -119,12 +117,9 @@ class AgentServer:
         scanner = self._scanner_of(hello.domain)
         mm, self._next_mm = self._next_mm, self._next_mm + 1
         parent = self.find(hello.parent) if hello.flags & wire.HelloFlag.FORKED else None
-        scanner.add(
-            mm,
-            pid,
-            *(given.get(fd, -1) for fd in HELLO_FDS),
-            parent=parent.mm if parent and parent.scanner is scanner else 0,
-        )
+        pagemap, maps, mem, uffd = (given.get(fd, -1) for fd in HELLO_FDS)
+        related = parent.mm if parent and parent.scanner is scanner else 0
+        scanner.add(mm, pid, pagemap, maps, mem, uffd, related)
         if hello.own_end:
             scanner.exclude(mm, hello.own_start, hello.own_end)
         client = Client(mm, pid, hello, scanner, sock, pidfd, read_comm(pid))
@@ -231,6 +226,7 @@ class AgentServer:
         client.send_requests()
 
     def set_all(self, client: Client, on: bool) -> None:
+        """Switch merging on or off for all of a process, as prctl(PR_SET_MEMORY_MERGE) does."""
         client.merge_any = on
         if not on:
             client.marked = False

@@ -45,7 +45,7 @@ class Client:
     silent: bool = False
     since: float = field(default_factory=time.monotonic)
     under_way: dict[int, float] = field(default_factory=dict)
-    barrier: wire.Barrier = wire.Barrier(0)
+    barrier: int = 0  # enum pm_barrier: the one last used
     agent_cpu_ns: int = 0
     stopped_ns: int = 0
     copied_pages: int = 0
@@ -67,7 +67,7 @@ class Client:
         return f"process {self.pid} ({self.comm})"
 
     def send_requests(self) -> int:
-        """Hand the agent what the scanner wants of it, as far as the window goes; datagrams sent."""
+        """Hand the agent what the scanner wants, as far as the window goes; datagrams sent."""
         sent = 0
         while self.sock is not None and not self.silent and len(self.under_way) < WINDOW:
             request = self._unsent or self.scanner.take_request(self.mm)

@@ -243,7 +243,7 @@ class Daemon:
                     "ksm_merge_any": client.merge_any,
                     "ksm_mergeable": client.registered,
                     "domain": client.hello.domain,
-                    "barrier": (client.barrier.name or "").lower(),
+                    "barrier": (Barrier(client.barrier).name or "").lower(),
                     "refused": client.hello.refusal,
                     "connected": client.sock is not None,
                     "silent": client.silent,

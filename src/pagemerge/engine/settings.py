@@ -66,9 +66,7 @@ class Settings:
         for change in plan_changes(texts, before, pages_shared):
             if change.name == "advisor_mode" and change.new != self.advisor_mode:
                 self.pages_to_scan = (
-                    _ADVISOR_OFF_PAGES
-                    if change.new == "none"
-                    else self.advisor_min_pages_to_scan
+                    _ADVISOR_OFF_PAGES if change.new == "none" else self.advisor_min_pages_to_scan
                 )
             setattr(self, change.name, change.new)
         return {name for name, value in self.values().items() if value != before[name]}

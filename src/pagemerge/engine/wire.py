@@ -160,9 +160,7 @@ def parse_result(datagram: bytes) -> Result:
     merged, failed, copied, mappings, barrier, error, cpu_ns, stopped_ns = _RESULT.unpack_from(
         datagram, _HEADER.size
     )
-    return Result(
-        merged, failed, copied, mappings, Barrier(barrier), error, cpu_ns, stopped_ns
-    )
+    return Result(merged, failed, copied, mappings, Barrier(barrier), error, cpu_ns, stopped_ns)
 
 
 def render_welcome(daemon_pid: int, barrier: int = 0, freeze_max_usecs: int = 0) -> bytes:
