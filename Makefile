@@ -40,7 +40,7 @@ sanitize: build/asan/build.ninja build/tsan/build.ninja ## run the C tests under
 	$(MESON) test -C build/tsan --print-errorlogs --timeout-multiplier 5
 
 docs: $(STAMPS)/pagemerge $(STAMPS)/group-docs ## build the documentation into build/docs
-	$(BIN)/sphinx-build -W --keep-going -b html docs build/docs
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
 
 clean: ## remove .venv and everything built
 	rm -rf $(VENV) build dist

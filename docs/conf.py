@@ -1,0 +1,129 @@
+"""Sphinx configuration; what the code knows (knobs, counters, commands) is written from the code."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+import pagemerge
+from pagemerge.commands import make_parser
+from pagemerge.commands.grammar import iter_commands
+from pagemerge.ksm import COUNTERS, EVENTS, KNOBS, PROCESS_ITEMS
+
+project = "pagemerge"
+author = "the pagemerge authors"
+release = version = pagemerge.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["deflist", "fieldlist"]
+myst_heading_anchors = 3
+html_theme = "alabaster"
+html_theme_options = {"description": pagemerge.__doc__.strip().splitlines()[0]}
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+nitpicky = False
+
+GENERATED = Path(__file__).parent / "reference" / "generated"
+
+
+def write_knobs() -> str:
+    """The page of knobs, counters, process fields and events, from `pagemerge.ksm`."""
+    lines = [
+        "# Knobs and counters",
+        "",
+        "The names are the kernel's: `/sys/kernel/mm/ksm/NAME`. *Since* is the Linux version that "
+        "brought the item; the engine has it on every kernel.",
+        "",
+        "## Knobs",
+        "",
+        "| knob | default | accepted | since | meaning |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for knob in KNOBS:
+        words = _cell(f"{knob.meaning}. {knob.note}")
+        since = knob.since or "engine only"
+        lines.append(
+            f"| `{knob.name}` | {knob.default} {knob.unit} | {_cell(knob.accepted)} | {since} "
+            f"| {words} |"
+        )
+    lines += [
+        "",
+        "## Counters",
+        "",
+        "| counter | unit | since | meaning |",
+        "| --- |" * 1 + " --- |" * 3,
+    ]
+    for item in COUNTERS:
+        words = _cell(f"{item.meaning}. {item.note}")
+        lines.append(f"| `{item.name}` | {item.unit} | {item.since or 'engine only'} | {words} |")
+    lines += [
+        "",
+        "## Of a process",
+        "",
+        "As in `/proc/PID/ksm_stat`.",
+        "",
+        "| field | unit | since | meaning |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in PROCESS_ITEMS:
+        words = _cell(f"{row.meaning}. {row.note}")
+        lines.append(f"| `{row.name}` | {row.unit} | {row.since or 'engine only'} | {words} |")
+    lines += [
+        "",
+        "## Events",
+        "",
+        "| event | since | fields | meaning |",
+        "| --- | --- | --- | --- |",
+    ]
+    for event in EVENTS:
+        fields = ", ".join(f"`{field.name}`" for field in event.fields)
+        words = _cell(f"{event.meaning}. {event.note}")
+        lines.append(f"| `{event.name}` | {event.since} | {fields} | {words} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_commands() -> str:
+    """The page of commands, from the parser."""
+    lines = [
+        "# Commands",
+        "",
+        "Exit status: 0 success, 1 failure, 2 cannot be carried out as asked, ",
+    ]
+    lines += ["3 this kernel lacks it, 4 not permitted.", ""]
+    for command in iter_commands(make_parser()):
+        lines += [f"## pagemerge {command.name}", "", "```text", command.usage, "```", ""]
+        for paragraph in command.description.strip().split("\n\n"):
+            indented = paragraph.startswith("  ")
+            lines += ["```text", paragraph, "```", ""] if indented else [_escape(paragraph), ""]
+        for option in command.options:
+            if option.help and option.help != argparse.SUPPRESS:
+                name = ", ".join(option.flags) or option.metavar
+                value = f" {option.metavar}" if option.flags and option.metavar else ""
+                lines += [f"`{name}{value}`", f": {_escape(option.help)}", ""]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    text = _escape(" ".join(text.split())).replace("|", "\\|")
+    return text.replace("..", ".").removesuffix(" .").strip()
+
+
+def _escape(text: str) -> str:
+    return text.replace("<", "\\<").replace("*", "\\*")
+
+
+def write_generated(_app: Sphinx) -> None:
+    """Write the pages; a page that has not changed is left alone, so that it isn't read anew."""
+    GENERATED.mkdir(exist_ok=True)
+    for name, text in (("knobs.md", write_knobs()), ("commands.md", write_commands())):
+        path = GENERATED / name
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+
+
+def setup(app: Sphinx) -> None:
+    """Hook the writing in."""
+    app.connect("builder-inited", write_generated)
