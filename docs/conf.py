@@ -1,4 +1,4 @@
-"""Sphinx configuration; what the code knows (knobs, counters, commands) is written from the code."""
+"""Sphinx configuration; knobs, counters and commands are written from the code."""
 
 from __future__ import annotations
 
