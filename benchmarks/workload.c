@@ -328,7 +328,8 @@ int main(int argc, char **argv)
 		equal += !is_unique(order[p]);
 	}
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	printf("{\"pid\": %d, \"pages\": %" PRIu64 ", \"equal\": %" PRIu64 "}\n", (int)getpid(), pages, equal);
+	printf("{\"pid\": %d, \"address\": %" PRIuPTR ", \"pages\": %" PRIu64 ", \"equal\": %" PRIu64 "}\n", (int)getpid(),
+		(uintptr_t)memory, pages, equal);
 	while (fgets(line, sizeof(line), stdin))
 		if (!answer(line)) {
 			fprintf(stderr, "%s: unknown command\n", argv[0]);

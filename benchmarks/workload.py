@@ -69,6 +69,7 @@ class Workload:
             self._child.kill()
             raise
         self.pid: int = ready["pid"]
+        self.address: int = ready["address"]
         self.equal_pages: int = ready["equal"]
         self.pages = shape.pages
 
