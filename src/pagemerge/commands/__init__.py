@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NoReturn, Protocol
 
 from pagemerge import __version__
-from pagemerge.commands import completion, daemon, manual, ps, regions, status, stop
+from pagemerge.commands import completion, daemon, manual, ps, regions, run, status, stop
 from pagemerge.commands import set as set_knobs
 from pagemerge.errors import CommandError, PagemergeError
 
@@ -33,6 +33,7 @@ class Command(Protocol):
 
 
 COMMANDS: Final[tuple[Command, ...]] = (
+    run,
     status,
     set_knobs,
     ps,

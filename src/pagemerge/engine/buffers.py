@@ -74,7 +74,7 @@ class HeldBuffer:
             self.release()
             raise RejectedError(
                 f"the {type(buffer).__name__} of {render_bytes(view.len)} has no whole page of "
-                f"{render_bytes(PAGE_SIZE)}",
+                f"{PAGE_SIZE} bytes",
                 hint="small data is merged with pagemerge.enable(), which takes all memory",
                 errno=errno.EINVAL,
             )

@@ -1,0 +1,66 @@
+"""The report of `pagemerge run` for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from pagemerge.units import (
+    pages_to_bytes,
+    render_bytes,
+    render_count,
+    render_duration,
+    render_percent,
+)
+from pagemerge.views.terminal import make_console, make_table
+
+__all__ = ["print_savings"]
+
+
+def print_savings(report: Mapping[str, Any], file: TextIO) -> None:
+    """Print what `Savings.report` has summed up."""
+    console = make_console(file)
+    saved = report["saved_bytes"]
+    if saved is None:
+        console.print("pagemerge: nothing was seen of the command", style="bold")
+    else:
+        console.print(f"pagemerge: saved {render_bytes(saved)}", style="bold")
+        rows = [
+            ("pages_shared", _pages(report["pages_shared"]), "pages kept"),
+            ("pages_sharing", _pages(report["pages_sharing"]), "pages saved"),
+            ("ksm_zero_pages", _pages(report["ksm_zero_pages"]), "zero pages saved"),
+            ("metadata", _bytes(report["metadata_bytes"]), "the daemon's records of pages"),
+            ("Pss before", _bytes(report["pss_before_bytes"]), "highest sum until then"),
+            ("Pss after", _bytes(report["pss_after_bytes"]), _after(report)),
+            (
+                "CPU",
+                render_duration(report["daemon_cpu_seconds"] + report["agents_cpu_seconds"]),
+                f"daemon {render_duration(report['daemon_cpu_seconds'])}, agents "
+                f"{render_duration(report['agents_cpu_seconds'])}; the command's own "
+                f"{render_duration(report['command_cpu_seconds'])}",
+            ),
+            (
+                "left for VMAs",
+                _pages(report["merges_left_for_vmas"]),
+                "not merged for want of mappings (vm.max_map_count)",
+            ),
+        ]
+        console.print(make_table(("", "", ""), rows, left=("",)), end="")
+    for note in report["notes"]:
+        console.print(f"note: {note}")
+
+
+def _after(report: Mapping[str, Any]) -> str:
+    before, after = report["pss_before_bytes"], report["pss_after_bytes"]
+    own = "with the daemon's" if report["daemon_pss_bytes"] is not None else "the daemon's apart"
+    return f"{render_percent(after, before)} of it, {own}"
+
+
+def _pages(value: int | None) -> str:
+    return (
+        "-" if value is None else f"{render_count(value)} ({render_bytes(pages_to_bytes(value))})"
+    )
+
+
+def _bytes(value: int | None) -> str:
+    return "-" if value is None else render_bytes(value)
