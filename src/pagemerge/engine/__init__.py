@@ -1,0 +1,1 @@
+"""The engine: samepage merging in user space. See docs/explanation/engine.md."""
