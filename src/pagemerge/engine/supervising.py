@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -58,22 +58,24 @@ def run_command(
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited SIG_IGN would lose the exit status
     before = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
     try:
-        pid = _start(argv, environment, before)
-        return _attend(pid, waited, look)
+        process = _start(argv, environment, before)
+        return _attend(process, waited, look)
     finally:
         while signal.sigtimedwait(waited, 0):
             pass  # what came too late for the command is not for us either
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start(argv: Sequence[str], environment: Mapping[str, str], mask: Signals) -> int:
+def _start(
+    argv: Sequence[str], environment: Mapping[str, str], mask: Signals
+) -> subprocess.Popen[bytes]:
     try:
-        return os.posix_spawnp(
-            argv[0],
-            list(argv),
-            dict(environment),
-            setsigmask=mask,
-            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],  # which Python ignores
+        return subprocess.Popen(
+            argv,
+            env=environment,
+            close_fds=False,  # what was handed to us, such as make's jobs, is for the command
+            # not posix_spawn: glibc's leaves two real-time signals ignored in the command
+            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask),
         )
     except OSError as error:
         failure = CommandError(f"{argv[0]}: {error.strerror}")
@@ -82,16 +84,15 @@ def _start(argv: Sequence[str], environment: Mapping[str, str], mask: Signals) -
         raise failure from error
 
 
-def _attend(pid: int, waited: Signals, look: Callable[[int], float]) -> int:
+def _attend(process: subprocess.Popen[bytes], waited: Signals, look: Callable[[int], float]) -> int:
     wake = time.monotonic() + FIRST_LOOK_SECONDS
     while True:
         happened = signal.sigtimedwait(waited, max(0.0, wake - time.monotonic()))
         if happened is None:
-            wake = time.monotonic() + look(pid)
+            wake = time.monotonic() + look(process.pid)
         elif happened.si_signo == signal.SIGCHLD:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                code = os.waitstatus_to_exitcode(status)
+            code = process.poll()
+            if code is not None:
                 return code if code >= 0 else SIGNAL_BASE - code
         elif happened.si_code <= 0:  # sent by a process; the terminal's have reached the command
-            os.kill(pid, happened.si_signo)
+            process.send_signal(happened.si_signo)

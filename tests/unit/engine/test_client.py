@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import selectors
-import socket
-import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,79 +11,22 @@ from typing import Any
 import pytest
 
 from pagemerge.engine.client import EngineKsm, daemon_answers
-from pagemerge.engine.control import ControlServer
 from pagemerge.engine.settings import Settings
 from pagemerge.errors import CommandError, EngineError, ProcessGoneError, RejectedError
 from pagemerge.ksm import COUNTERS, Change, Event, LostEvents
-
-Verbs = dict[str, Callable[[dict[str, Any]], Any]]
-
-
-class Server:
-    """A `ControlServer` in a thread."""
-
-    def __init__(self, runtime: Path, verbs: Verbs) -> None:
-        listener = socket.socket(socket.AF_UNIX)
-        listener.setblocking(False)
-        listener.bind(str(runtime / "control.sock"))
-        listener.listen()
-        self._selector = selectors.DefaultSelector()
-        self._wake, self._woken = socket.socketpair()
-        self._selector.register(self._woken, selectors.EVENT_READ, lambda _mask: None)
-        self.control = ControlServer(listener, self._selector, verbs)
-        self._publish: list[list[dict[str, Any]]] = []
-        self._ending = False
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while not self._ending:
-            for key, mask in self._selector.select():
-                key.data(mask)
-            if self._publish and self.control.has_subscribers:
-                self.control.publish(self._publish.pop(0), lost=3)
-        self.control.close()
-        self._selector.close()
-
-    def publish(self, lines: list[dict[str, Any]]) -> None:
-        self._publish.append(lines)
-
-    def close(self) -> None:
-        self._ending = True
-        self._wake.close()
-        self._thread.join()
-        self._woken.close()
+from tests.support.control_server import serving, short_folder, status_of
 
 
 @pytest.fixture
 def runtime() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as folder:
-        yield Path(folder)
-
-
-@contextlib.contextmanager
-def serving(runtime: Path, **verbs: Any) -> Iterator[Server]:
-    with contextlib.suppress(FileNotFoundError):
-        (runtime / "control.sock").unlink()
-    server = Server(runtime, verbs)
-    try:
-        yield server
-    finally:
-        server.close()
+    with short_folder() as folder:
+        yield folder
 
 
 @contextlib.contextmanager
 def talking(runtime: Path, **verbs: Any) -> Iterator[EngineKsm]:
     with serving(runtime, **verbs), EngineKsm(runtime) as ksm:
         yield ksm
-
-
-def status_of(settings: Settings, **counters: int) -> Callable[[dict[str, Any]], Any]:
-    return lambda _request: {
-        "knobs": settings.values(),
-        "counters": counters,
-        "daemon": {"pid": 7, "cpu_seconds": 0.5},
-    }
 
 
 def fail(error: Exception) -> Callable[[dict[str, Any]], Any]:
