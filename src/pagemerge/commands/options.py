@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 from typing import Final
 
 from pagemerge.errors import CommandError
@@ -41,11 +42,19 @@ def open_ksm(args: argparse.Namespace) -> Ksm:
     from pagemerge.engine import paths
     from pagemerge.engine.client import EngineKsm, daemon_answers
 
-    if args.ksm == "engine" or (args.ksm is None and daemon_answers(paths.runtime_dir())):
+    wants_kernel = args.ksm == "kernel"
+    if args.ksm == "engine" or not (wants_kernel or _has_kernel()):
         return EngineKsm()
-    kernel = importlib.import_module("pagemerge.kernel")
-    ksm: Ksm = kernel.KernelKsm()
+    if not wants_kernel and daemon_answers(paths.runtime_dir()):
+        return EngineKsm()
+    if not _has_kernel():
+        raise CommandError("this version of pagemerge drives its own engine only")
+    ksm: Ksm = importlib.import_module("pagemerge.kernel").KernelKsm()
     return ksm
+
+
+def _has_kernel() -> bool:
+    return importlib.util.find_spec("pagemerge.kernel") is not None
 
 
 def parse_assignments(texts: list[str]) -> dict[str, str]:
