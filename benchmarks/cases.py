@@ -125,7 +125,7 @@ def _workloads(
     with contextlib.ExitStack() as stack:
         started: list[Workload] = []
         for shape in shapes:
-            workload = Workload(program, shape, implementation.prefix, implementation.env)
+            workload = Workload(program, shape, implementation.env)
             stack.callback(workload.close)
             started.append(workload)
         implementation.set_run(0)

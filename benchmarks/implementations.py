@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.workload import PAGE, process_cpu_seconds
+from pagemerge.engine.launch import agent_environment
 from tests.support.engine import EngineDaemon, run_engine_daemon
 from tests.support.kernel_ksm import KernelKsmControl, hold_kernel_ksm
 
@@ -23,8 +23,7 @@ class Implementation(Protocol):
     """Something that merges."""
 
     name: str
-    prefix: Sequence[str]  # put before a command so that it takes part
-    env: Mapping[str, str]
+    env: Mapping[str, str]  # what a command needs so that it takes part
     poll_seconds: float  # how often its counters may be read without disturbing it
 
     def set_run(self, value: int) -> None:
@@ -45,7 +44,6 @@ class Implementation(Protocol):
 
 class _Kernel:
     name = "ksmd"
-    prefix: Sequence[str] = ()
     env: Mapping[str, str] = {}
     poll_seconds = 0.001
 
@@ -76,12 +74,15 @@ class _Kernel:
 
 class _Engine:
     name = "engine"
-    prefix: Sequence[str] = (sys.executable, "-m", "pagemerge", "run", "--ksm", "engine", "--")
     poll_seconds = 0.01
 
     def __init__(self, daemon: EngineDaemon) -> None:
         self._daemon = daemon
-        self.env: Mapping[str, str] = daemon.env
+        # What `pagemerge run` sets; not `run` itself, since it looks at its command's memory now
+        # and then, and that would be measured too.
+        self.env: Mapping[str, str] = agent_environment(
+            daemon.runtime, everything=False, domain="", base=os.environ
+        )
 
     def set_run(self, value: int) -> None:
         self._daemon.set(run=value)

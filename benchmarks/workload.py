@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,10 @@ def process_cpu_seconds(pid: int) -> float:
 class Workload:
     """One running workload process."""
 
-    def __init__(
-        self, program: Path, shape: Shape, prefix: Sequence[str], env: Mapping[str, str]
-    ) -> None:
+    def __init__(self, program: Path, shape: Shape, env: Mapping[str, str]) -> None:
         """Start it and wait until its memory is filled."""
         numbers = (shape.pages, shape.unique_percent, shape.seed, shape.grain)
-        self._child = Child([*prefix, str(program), *map(str, numbers)], env=env)
+        self._child = Child([str(program), *map(str, numbers)], env=env)
         try:
             ready = json.loads(self._child.read_line(120))
         except BaseException:

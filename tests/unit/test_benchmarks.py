@@ -20,7 +20,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_workload_finds_its_memory_right_after_its_writers_rest(
     program: Path, grain: int
 ) -> None:
-    workload = Workload(program, Shape(256, grain=grain), (), {})
+    workload = Workload(program, Shape(256, grain=grain), {})
     try:
         assert 200 < workload.equal_pages < 256
         workload.start_writers(4, 2000)
@@ -35,7 +35,7 @@ def test_a_workload_finds_its_memory_right_after_its_writers_rest(
 
 
 def test_a_workload_notices_a_page_that_is_not_its_own(program: Path) -> None:
-    workload = Workload(program, Shape(64), (), {})
+    workload = Workload(program, Shape(64), {})
     try:
         with Path(f"/proc/{workload.pid}/mem").open("r+b", buffering=0) as memory:
             memory.seek(workload.address + 7 * 4096)
