@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: MIT */
+/* What the files of the agent share.  It lives in somebody else's process: small, quiet, never waiting for the daemon. */
+#ifndef PM_AGENT_H
+#define PM_AGENT_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "protocol.h"
+#include "sys.h"
+
+#define PM_API __attribute__((visibility("default")))
+
+/* freeze.c: the other threads wait in a signal handler */
+int pm_freeze_begin(unsigned int timeout_usecs); /* 0, or -errno and nobody is stopped */
+void pm_freeze_end(void);
+bool pm_freeze_holds_stack(uint64_t start, uint64_t end); /* while stopped */
+extern _Thread_local volatile unsigned int pm_freeze_interrupted
+	__attribute__((tls_model("initial-exec"))); /* stops that ended a system call of this thread */
+
+/* uffd.c: writers of [start, end), in the kernel too, wait until the descriptor is closed */
+int pm_uffd_protect(uint64_t start, uint64_t end, int tracker); /* a descriptor, or -errno */
+bool pm_uffd_possible(void);
+
+/* gate.c: the agent's replacements against the program's own calls that change mappings */
+int pm_gate_close(uint64_t start, uint64_t end); /* the agent: 0 or -EBUSY */
+void pm_gate_open(void);
+void pm_gate_enter(uint64_t start, uint64_t end); /* the program: before a call on [start, end) */
+void pm_gate_leave(void);
+void pm_gate_reset(void);
+
+/* vma.c */
+struct pm_vma {
+	uint64_t start, end, offset, inode;
+	int prot; /* PROT_* */
+	bool shared;
+	bool anonymous; /* ordinary private memory: no file, no special mapping, not the stack */
+	bool stack;
+	bool pool;
+};
+int pm_vma_find(uint64_t addr, struct pm_vma *out); /* the mapping at or after addr: 0, or -ENOENT */
+long pm_vma_count(void);
+
+/* agent.c */
+void pm_replace_lock(void);
+void pm_replace_unlock(void);
+
+/* The calls themselves: inside the agent libc's names are the interposed ones. */
+static inline void *pm_mmap(void *at, size_t length, int prot, int flags, int fd, uint64_t offset)
+{
+	return (void *)syscall(SYS_mmap, at, length, prot, flags, fd, offset);
+}
+
+static inline int pm_munmap(void *at, size_t length)
+{
+	return (int)syscall(SYS_munmap, at, length);
+}
+
+static inline int pm_mprotect(void *at, size_t length, int prot)
+{
+	return (int)syscall(SYS_mprotect, at, length, prot);
+}
+
+static inline int pm_madvise(void *at, size_t length, int advice)
+{
+	return (int)syscall(SYS_madvise, at, length, advice);
+}
+
+/* Put the mapping `from` in the place of what is at `to`: 0, or -1 and errno. */
+static inline int pm_move(void *from, size_t length, void *to)
+{
+	return syscall(SYS_mremap, from, length, length, 3 /* MAYMOVE | FIXED */, to) == -1 ? -1 : 0;
+}
+
+#endif

@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: MIT */
+/* The program's calls that the agent must see; each does what the kernel does, and what merging needs besides. */
+#include <stdarg.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+
+#include "calls.h"
+#include "link.h"
+#include "marks.h"
+#include "replace.h"
+
+enum { PR_SET_MEMORY_MERGE_ = 67, PR_GET_MEMORY_MERGE_ = 68 };
+
+/* Every replaced page lies in here; calls elsewhere cost one comparison. */
+static _Atomic uint64_t merged_low = UINT64_MAX, merged_high;
+
+void pm_calls_note_merged(uint64_t start, uint64_t end)
+{
+	uint64_t old = atomic_load(&merged_low);
+
+	while (start < old && !atomic_compare_exchange_weak(&merged_low, &old, start))
+		;
+	old = atomic_load(&merged_high);
+	while (end > old && !atomic_compare_exchange_weak(&merged_high, &old, end))
+		;
+}
+
+static bool may_be_merged(uint64_t start, uint64_t end)
+{
+	return start < atomic_load(&merged_high) && end > atomic_load(&merged_low);
+}
+
+static int result(long value)
+{
+	if (value >= 0)
+		return 0;
+	errno = (int)-value;
+	return -1;
+}
+
+/* Break the sharing of pool mappings in the range, now: each page becomes the process's own. */
+static long break_sharing(uint64_t start, uint64_t end)
+{
+	while (start < end) {
+		struct pm_vma vma;
+
+		if (pm_vma_find(start, &vma) || vma.start >= end)
+			break;
+		uint64_t from = vma.start > start ? vma.start : start, to = vma.end < end ? vma.end : end;
+
+		start = vma.end;
+		if (!vma.pool)
+			continue;
+		if (vma.prot & PROT_WRITE) {
+			if (syscall(SYS_madvise, from, to - from, MADV_POPULATE_WRITE) == 0)
+				continue;
+			if (errno == ENOMEM || errno == EINTR)
+				return errno == ENOMEM ? -EAGAIN : -EINTR;
+		}
+		pm_replace_lock();
+		int error = pm_make_anonymous(from, to, true, NULL);
+		pm_replace_unlock();
+		if (error)
+			return error;
+	}
+	return 0;
+}
+
+/* madvise(MADV_MERGEABLE or MADV_UNMERGEABLE) as the kernel's: 0 or -errno. */
+long pm_calls_mergeable(uint64_t start, size_t length, bool on)
+{
+	uint64_t end = start + pm_page_up(length), at = start;
+	long error = 0;
+
+	if (start % PM_PAGE_SIZE || end < start || (length && !pm_page_up(length)))
+		return -EINVAL;
+	if (start == end)
+		return 0;
+	while (at < end) {
+		struct pm_vma vma;
+
+		if (pm_vma_find(at, &vma) || vma.start >= end) {
+			error = -ENOMEM;
+			break;
+		}
+		if (vma.start > at)
+			error = -ENOMEM;
+		uint64_t from = vma.start > at ? vma.start : at, to = vma.end < end ? vma.end : end;
+
+		if (!vma.shared && (vma.anonymous || vma.pool))
+			pm_marks_set(from, to, on ? PM_MARK_MERGEABLE : PM_MARK_UNMERGEABLE);
+		at = vma.end;
+	}
+	if (on) {
+		pm_link_start();
+		return error;
+	}
+	long broken = break_sharing(start, end);
+	return broken ? broken : error;
+}
+
+/* The owner's promise that a buffer is finished, and its end: 0 or -errno. */
+long pm_calls_seal(uint64_t start, uint64_t end, bool on)
+{
+	int prot = on ? PROT_READ : PROT_READ | PROT_WRITE;
+	long error = 0;
+
+	if (start % PM_PAGE_SIZE || end % PM_PAGE_SIZE || start >= end)
+		return -EINVAL;
+	pm_replace_lock(); /* not in the middle of a replacement that relies on the promise */
+	if (syscall(SYS_mprotect, start, end - start, prot))
+		error = -errno;
+	else
+		pm_marks_set(start, end, on ? PM_MARK_SEALED : PM_MARK_UNSEALED);
+	pm_replace_unlock();
+	if (!error && on)
+		pm_link_start();
+	return error;
+}
+
+long pm_calls_merge_any(bool on)
+{
+	if (on == pm_marks_all())
+		return 0;
+	pm_marks_set_all(on);
+	if (on)
+		return pm_link_start() == -ENOTCONN ? -EINVAL : 0;
+	return break_sharing(atomic_load(&merged_low), atomic_load(&merged_high));
+}
+
+/* Fresh zeros over the pool mappings of the range, as MADV_DONTNEED leaves behind on anonymous memory. */
+static long discard(uint64_t start, uint64_t end)
+{
+	pm_replace_lock();
+	int error = pm_make_anonymous(start, end, false, NULL);
+	pm_replace_unlock();
+	return error;
+}
+
+PM_API int madvise(void *addr, size_t length, int advice)
+{
+	uint64_t start = (uintptr_t)addr, end = start + pm_page_up(length);
+
+	if (advice == MADV_MERGEABLE || advice == MADV_UNMERGEABLE) {
+		if (!pm_link_configured())
+			return result(syscall(SYS_madvise, addr, length, advice) < 0 ? -errno : 0);
+		return result(pm_calls_mergeable(start, length, advice == MADV_MERGEABLE));
+	}
+	if (start % PM_PAGE_SIZE == 0 && end > start) {
+		if ((advice == MADV_DONTNEED || advice == MADV_FREE || advice == 24) && may_be_merged(start, end)) {
+			long error = discard(start, end);
+
+			if (error)
+				return result(error);
+			pm_link_tell(PM_GONE, &(struct pm_range){ start, end, 0, 0 }, 1);
+		}
+		if ((advice == MADV_DONTFORK || advice == MADV_WIPEONFORK || advice == MADV_DONTDUMP) && pm_marks_any()) {
+			pm_calls_exclude(start, end);
+		}
+	}
+	pm_gate_enter(start, end);
+	int error = (int)syscall(SYS_madvise, addr, length, advice);
+	pm_gate_leave();
+	return error;
+}
+
+void pm_calls_exclude(uint64_t start, uint64_t end)
+{
+	pm_marks_set(start, end, PM_MARK_EXCLUDED);
+	if (may_be_merged(start, end)) {
+		pm_replace_lock();
+		pm_make_anonymous(start, end, true, NULL);
+		pm_replace_unlock();
+	}
+}
+
+PM_API int munmap(void *addr, size_t length)
+{
+	uint64_t start = (uintptr_t)addr, end = start + pm_page_up(length);
+	int error;
+
+	pm_gate_enter(start, end);
+	error = (int)syscall(SYS_munmap, addr, length);
+	if (!error && end > start)
+		pm_marks_gone(start, end);
+	pm_gate_leave();
+	return error;
+}
+
+PM_API void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
+{
+	uint64_t start = (uintptr_t)old, end = start + pm_page_up(old_size ? old_size : 1);
+	void *target = NULL;
+	va_list more;
+
+	if (flags & (MREMAP_FIXED | 4 /* MREMAP_DONTUNMAP */)) {
+		va_start(more, flags);
+		target = va_arg(more, void *);
+		va_end(more);
+	}
+	if (end > start && may_be_merged(start, end)) {
+		pm_replace_lock();
+		pm_make_anonymous(start, end, true, NULL);
+		pm_replace_unlock();
+	}
+	pm_gate_enter(0, UINT64_MAX); /* the target is not known before */
+	bool seen = pm_marks_seen(start, end);
+	uint32_t kind = pm_marks_any() ? pm_marks_kind(start) : 0;
+	void *moved = (void *)syscall(SYS_mremap, old, old_size, new_size, flags, target);
+
+	if (moved != MAP_FAILED) {
+		uint64_t to = (uintptr_t)moved, to_end = to + pm_page_up(new_size);
+
+		pm_marks_gone(start, end);
+		if (to != start)
+			pm_marks_gone(to, to_end);
+		if (seen)
+			pm_marks_saw(to, to_end);
+		if (kind == PM_MARK_MERGEABLE || kind == PM_MARK_EXCLUDED)
+			pm_marks_set(to, to_end, kind);
+	}
+	pm_gate_leave();
+	return moved;
+}
+
+PM_API void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
+{
+	uint64_t start = flags & MAP_FIXED ? (uintptr_t)addr : 0;
+
+	pm_gate_enter(start, start ? start + pm_page_up(length) : 0);
+	void *at = (void *)syscall(SYS_mmap, addr, length, prot, flags, fd, offset);
+
+	if (at != MAP_FAILED) {
+		start = (uintptr_t)at;
+		if (flags & MAP_FIXED)
+			pm_marks_gone(start, start + pm_page_up(length));
+		if (flags & MAP_ANONYMOUS && flags & MAP_PRIVATE)
+			pm_marks_saw(start, start + pm_page_up(length));
+	}
+	pm_gate_leave();
+	return at;
+}
+
+PM_API void *mmap64(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
+	__attribute__((alias("mmap")));
+
+PM_API int mprotect(void *addr, size_t length, int prot)
+{
+	uint64_t start = (uintptr_t)addr;
+
+	pm_gate_enter(start, start + pm_page_up(length));
+	int error = (int)syscall(SYS_mprotect, addr, length, prot);
+	pm_gate_leave();
+	return error;
+}
+
+PM_API int mlock(const void *addr, size_t length)
+{
+	uint64_t start = pm_page_down((uintptr_t)addr), end = pm_page_up((uintptr_t)addr + length);
+
+	if (pm_marks_any() && end > start)
+		pm_calls_exclude(start, end);
+	return (int)syscall(SYS_mlock, addr, length);
+}
+
+PM_API int mlock2(const void *addr, size_t length, unsigned int flags)
+{
+	uint64_t start = pm_page_down((uintptr_t)addr), end = pm_page_up((uintptr_t)addr + length);
+
+	if (pm_marks_any() && end > start)
+		pm_calls_exclude(start, end);
+	return (int)syscall(SYS_mlock2, addr, length, flags);
+}
+
+PM_API int prctl(int option, ...)
+{
+	unsigned long a[4];
+	va_list more;
+
+	va_start(more, option);
+	for (int i = 0; i < 4; i++)
+		a[i] = va_arg(more, unsigned long);
+	va_end(more);
+	if (pm_link_configured() && option == PR_SET_MEMORY_MERGE_)
+		return result(a[1] | a[2] | a[3] ? -EINVAL : pm_calls_merge_any(a[0] != 0));
+	if (pm_link_configured() && option == PR_GET_MEMORY_MERGE_) {
+		if (a[0] | a[1] | a[2] | a[3])
+			return result(-EINVAL);
+		return pm_marks_all();
+	}
+	return (int)syscall(SYS_prctl, option, a[0], a[1], a[2], a[3]);
+}

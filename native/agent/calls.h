@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef PM_CALLS_H
+#define PM_CALLS_H
+
+#include "agent.h"
+
+long pm_calls_mergeable(uint64_t start, size_t length, bool on);
+long pm_calls_merge_any(bool on);
+long pm_calls_seal(uint64_t start, uint64_t end, bool on);
+void pm_calls_exclude(uint64_t start, uint64_t end);
+void pm_calls_note_merged(uint64_t start, uint64_t end);
+
+#endif

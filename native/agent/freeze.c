@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Stopping the other threads of this process, from within.
+ *
+ * Each gets a queued signal 33, which glibc keeps for itself and therefore never lets a program block; ours is told from
+ * glibc's by si_code and a cookie.  The handler counts itself in and sleeps on a futex until the epoch is over.  Nobody outside is
+ * involved, so nothing is left undone when the daemon dies.
+ */
+#include "agent.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <ucontext.h>
+
+enum { STOP_SIGNAL = 33, PARKED_MAX = 4096, STACK_BELOW = 16 * 4096, STACK_ABOVE = 4096 };
+
+struct kernel_sigaction {
+	void (*handler)(int, siginfo_t *, void *);
+	unsigned long flags;
+	void (*restorer)(void);
+	uint64_t mask;
+};
+
+struct kernel_dirent {
+	uint64_t ino;
+	int64_t off;
+	uint16_t reclen;
+	uint8_t type;
+	char name[];
+};
+
+static _Atomic uint32_t epoch;           /* odd: stopped; also the futex that the stopped wait on */
+static _Atomic uint64_t arrivals;        /* epoch << 32 | threads that have arrived */
+static _Atomic uint32_t arrived_futex;
+static struct {
+	_Atomic int tid;
+	_Atomic uint64_t sp;
+} parked[PARKED_MAX];
+static int signalled[PARKED_MAX];
+static uint32_t signalled_count;
+static struct kernel_sigaction former;
+_Thread_local volatile unsigned int pm_freeze_interrupted;
+
+static long futex(_Atomic uint32_t *word, int op, uint32_t value, const struct timespec *timeout)
+{
+	return syscall(SYS_futex, word, op | FUTEX_PRIVATE_FLAG, value, timeout, NULL, 0);
+}
+
+#if defined(__x86_64__)
+/* No stack is touched while waiting: the page the stack is on may be the one that is replaced. */
+static inline long wait_raw(_Atomic uint32_t *word, uint32_t value)
+{
+	long result;
+	register long r10 __asm__("r10") = 0;
+	register long r8 __asm__("r8") = 0;
+	register long r9 __asm__("r9") = 0;
+
+	__asm__ volatile("syscall"
+			 : "=a"(result)
+			 : "0"(SYS_futex), "D"(word), "S"(FUTEX_WAIT | FUTEX_PRIVATE_FLAG), "d"(value), "r"(r10), "r"(r8),
+			   "r"(r9)
+			 : "rcx", "r11", "memory");
+	return result;
+}
+#elif defined(__aarch64__)
+static inline long wait_raw(_Atomic uint32_t *word, uint32_t value)
+{
+	register long x8 __asm__("x8") = SYS_futex;
+	register long x0 __asm__("x0") = (long)word;
+	register long x1 __asm__("x1") = FUTEX_WAIT | FUTEX_PRIVATE_FLAG;
+	register long x2 __asm__("x2") = value;
+	register long x3 __asm__("x3") = 0;
+
+	__asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3) : "memory");
+	return x0;
+}
+#else
+#error "pagemerge knows x86-64 and aarch64"
+#endif
+
+/* True when the stop, and nothing else, ended a system call with EINTR. */
+static bool only_stop_ended_call(const ucontext_t *context)
+{
+	uint64_t pending = 0, blocked;
+#if defined(__x86_64__)
+	const unsigned char *pc = (const unsigned char *)context->uc_mcontext.gregs[REG_RIP];
+
+	if (context->uc_mcontext.gregs[REG_RAX] != -EINTR || pc[-2] != 0x0f || pc[-1] != 0x05)
+		return false;
+#else
+	const uint32_t *pc = (const uint32_t *)context->uc_mcontext.pc;
+
+	if ((int64_t)context->uc_mcontext.regs[0] != -EINTR || pc[-1] != 0xd4000001u)
+		return false;
+#endif
+	syscall(SYS_rt_sigpending, &pending, sizeof(pending));
+	memcpy(&blocked, &context->uc_sigmask, sizeof(blocked));
+	return (pending & ~blocked) == 0;
+}
+
+static void handler(int number, siginfo_t *info, void *context)
+{
+	int saved = errno;
+	uint32_t mine = (uint32_t)info->si_value.sival_int;
+
+	if (info->si_code != SI_QUEUE || info->si_pid != getpid()) {
+		if ((uintptr_t)former.handler > 1)
+			former.handler(number, info, context);
+		errno = saved;
+		return;
+	}
+	uint64_t seen = atomic_load(&arrivals);
+	do {
+		if (seen >> 32 != mine || (uint32_t)seen >= PARKED_MAX) {
+			errno = saved;
+			return; /* too late: that stop is over */
+		}
+	} while (!atomic_compare_exchange_weak(&arrivals, &seen, seen + 1));
+	uint32_t slot = (uint32_t)seen;
+
+	if (only_stop_ended_call(context))
+		pm_freeze_interrupted++;
+	atomic_store(&parked[slot].sp, (uint64_t)__builtin_frame_address(0));
+	atomic_store(&parked[slot].tid, (int)syscall(SYS_gettid));
+	atomic_fetch_add(&arrived_futex, 1);
+	futex(&arrived_futex, FUTEX_WAKE, 1, NULL);
+	while (atomic_load_explicit(&epoch, memory_order_acquire) == mine)
+		wait_raw(&epoch, mine);
+	errno = saved;
+}
+
+#if defined(__x86_64__)
+__asm__(".text\n.type pm_restorer,@function\npm_restorer:\n mov $15,%eax\n syscall\n");
+extern void pm_restorer(void);
+#endif
+
+/* glibc installs its own handler for 33 when a program first calls setuid(2) and the like: look each time. */
+static int install(void)
+{
+	struct kernel_sigaction now, ours = { .handler = handler, .mask = ~0ULL };
+
+	if (syscall(SYS_rt_sigaction, STOP_SIGNAL, NULL, &now, sizeof(now.mask)))
+		return -errno;
+	if (now.handler == handler)
+		return 0;
+	former = now;
+	ours.flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK;
+#if defined(__x86_64__)
+	ours.flags |= 0x04000000; /* SA_RESTORER */
+	ours.restorer = pm_restorer;
+#endif
+	return syscall(SYS_rt_sigaction, STOP_SIGNAL, &ours, NULL, sizeof(ours.mask)) ? -errno : 0;
+}
+
+static bool is_parked(int tid)
+{
+	uint32_t count = (uint32_t)atomic_load(&arrivals);
+
+	for (uint32_t i = 0; i < count && i < PARKED_MAX; i++)
+		if (atomic_load(&parked[i].tid) == tid)
+			return true;
+	return false;
+}
+
+static bool was_signalled(int tid)
+{
+	for (uint32_t i = 0; i < signalled_count; i++)
+		if (signalled[i] == tid)
+			return true;
+	return false;
+}
+
+static int signal_thread(int tid, uint32_t number)
+{
+	siginfo_t info;
+
+	memset(&info, 0, sizeof(info));
+	info.si_code = SI_QUEUE;
+	info.si_pid = getpid();
+	info.si_uid = getuid();
+	info.si_value.sival_int = (int)number;
+	if (signalled_count == PARKED_MAX)
+		return -EMFILE;
+	if (syscall(SYS_rt_tgsigqueueinfo, getpid(), tid, STOP_SIGNAL, &info))
+		return errno == ESRCH ? 0 : -errno;
+	signalled[signalled_count++] = tid;
+	return 0;
+}
+
+/* A thread that has exited but is still listed: the first thread, when others go on. */
+static bool is_dead(int tid)
+{
+	char path[64], text[256];
+	int n, fd;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return true;
+	n = (int)read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (n <= 0)
+		return true;
+	text[n] = 0;
+	const char *end = strrchr(text, ')');
+	return !end || end[2] == 'Z' || end[2] == 'X';
+}
+
+/* Signal every thread that has not arrived; the number of those still missing, or -errno. */
+static int chase(int dir, int self, uint32_t number, bool look_closely)
+{
+	char buffer[8192] __attribute__((aligned(8)));
+	int missing = 0;
+	long n;
+
+	if (lseek(dir, 0, SEEK_SET) < 0)
+		return -errno;
+	while ((n = syscall(SYS_getdents64, dir, buffer, sizeof(buffer))) > 0) {
+		for (long at = 0; at < n;) {
+			const struct kernel_dirent *entry = (const void *)(buffer + at);
+			int tid = atoi(entry->name);
+
+			at += entry->reclen;
+			if (tid <= 0 || tid == self || is_parked(tid) || (look_closely && is_dead(tid)))
+				continue;
+			missing++;
+			if (!was_signalled(tid)) {
+				int error = signal_thread(tid, number);
+
+				if (error)
+					return error;
+			}
+		}
+	}
+	return n < 0 ? -errno : missing;
+}
+
+static uint64_t now_usecs(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+/* Stop all other threads: 0, or -ETIMEDOUT (one did not come; none is stopped any more) or another -errno. */
+int pm_freeze_begin(unsigned int timeout_usecs)
+{
+	int self = (int)syscall(SYS_gettid), dir, missing, error = install();
+	uint64_t deadline = now_usecs() + timeout_usecs;
+	uint32_t number;
+
+	if (error)
+		return error;
+	dir = open("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (dir < 0)
+		return -errno;
+	number = atomic_load(&epoch) + 1;
+	signalled_count = 0;
+	for (uint32_t i = 0; i < PARKED_MAX && atomic_load(&parked[i].tid); i++)
+		atomic_store(&parked[i].tid, 0);
+	atomic_store(&arrivals, (uint64_t)number << 32);
+	atomic_store(&epoch, number);
+	for (unsigned int turn = 0;; turn++) {
+		uint32_t seen = atomic_load(&arrived_futex);
+
+		missing = chase(dir, self, number, turn > 20);
+		if (missing <= 0)
+			break;
+		if (now_usecs() >= deadline) {
+			missing = -ETIMEDOUT;
+			break;
+		}
+		futex(&arrived_futex, FUTEX_WAIT, seen, &(struct timespec){ .tv_nsec = 50000 });
+	}
+	close(dir);
+	if (missing < 0) {
+		pm_freeze_end();
+		return missing;
+	}
+	return 0;
+}
+
+void pm_freeze_end(void)
+{
+	atomic_fetch_add(&epoch, 1);
+	atomic_store(&arrivals, (uint64_t)atomic_load(&epoch) << 32 | 0xffffffffu);
+	futex(&epoch, FUTEX_WAKE, INT32_MAX, NULL);
+}
+
+bool pm_freeze_holds_stack(uint64_t start, uint64_t end)
+{
+	uint32_t count = (uint32_t)atomic_load(&arrivals);
+
+	for (uint32_t i = 0; i < count && i < PARKED_MAX; i++) {
+		uint64_t sp = pm_page_down(atomic_load(&parked[i].sp));
+
+		if (start < sp + STACK_ABOVE && end > sp - STACK_BELOW)
+			return true;
+	}
+	return false;
+}

@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef PM_LINK_H
+#define PM_LINK_H
+
+#include "agent.h"
+
+void pm_link_configure(const char *socket_path, const char *domain, bool preloaded);
+bool pm_link_configured(void);
+bool pm_link_connected(void);
+int pm_link_start(void); /* the thread, once; 0 or -errno */
+void pm_link_forked(void);
+void pm_link_tell(uint32_t type, const struct pm_range *ranges, uint32_t count);
+
+#endif

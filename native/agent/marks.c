@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: MIT */
+#include "marks.h"
+
+#include "link.h"
+#include "ranges.h"
+
+static struct pm_ranges marks, seen;
+static bool all;
+
+void pm_marks_set(uint64_t start, uint64_t end, uint32_t kind)
+{
+	struct pm_range range = { start, end, kind, 0 };
+
+	pm_ranges_lock(&marks);
+	if (kind == PM_MARK_UNMERGEABLE && !all)
+		pm_ranges_cut(&marks, start, end);
+	else
+		pm_ranges_put(&marks, start, end, kind == PM_MARK_UNSEALED ? PM_MARK_MERGEABLE : kind);
+	pm_ranges_unlock(&marks);
+	pm_link_tell(PM_MARK, &range, 1);
+}
+
+void pm_marks_gone(uint64_t start, uint64_t end)
+{
+	struct pm_range range = { start, end, 0, 0 };
+	bool told;
+
+	pm_ranges_lock(&seen);
+	pm_ranges_cut(&seen, start, end);
+	pm_ranges_unlock(&seen);
+	pm_ranges_lock(&marks);
+	told = pm_ranges_cut(&marks, start, end) || all;
+	pm_ranges_unlock(&marks);
+	if (told)
+		pm_link_tell(PM_GONE, &range, 1);
+}
+
+void pm_marks_set_all(bool on)
+{
+	struct pm_range range = { 0, 0, on, 0 };
+
+	pm_ranges_lock(&marks);
+	all = on;
+	if (!on)
+		marks.count = 0; /* prctl(PR_SET_MEMORY_MERGE, 0) clears what madvise marked, too */
+	pm_ranges_unlock(&marks);
+	pm_link_tell(PM_ALL, &range, 1);
+}
+
+bool pm_marks_all(void)
+{
+	return all;
+}
+
+bool pm_marks_any(void)
+{
+	return all || marks.count;
+}
+
+uint32_t pm_marks_kind(uint64_t addr)
+{
+	pm_ranges_lock(&marks);
+	uint32_t kind = pm_ranges_kind(&marks, addr);
+	pm_ranges_unlock(&marks);
+	return kind;
+}
+
+bool pm_marks_sealed(uint64_t start, uint64_t end)
+{
+	pm_ranges_lock(&marks);
+	bool sealed = pm_ranges_cover(&marks, start, end, PM_MARK_SEALED);
+	pm_ranges_unlock(&marks);
+	return sealed;
+}
+
+void pm_marks_tell(void)
+{
+	pm_ranges_lock(&marks);
+	if (marks.count)
+		pm_link_tell(PM_MARK, marks.items, marks.count);
+	pm_ranges_unlock(&marks);
+}
+
+void pm_marks_saw(uint64_t start, uint64_t end)
+{
+	pm_ranges_lock(&seen);
+	pm_ranges_put(&seen, start, end, 1);
+	pm_ranges_unlock(&seen);
+}
+
+bool pm_marks_seen(uint64_t start, uint64_t end)
+{
+	pm_ranges_lock(&seen);
+	bool cover = pm_ranges_cover(&seen, start, end, 1);
+	pm_ranges_unlock(&seen);
+	return cover;
+}
+
+void pm_marks_reset_locks(void)
+{
+	atomic_store(&marks.lock, 0);
+	atomic_store(&seen.lock, 0);
+}

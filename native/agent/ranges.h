@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: MIT */
+/* A set of address ranges, each of a kind; a later one overrides what it covers. */
+#ifndef PM_RANGES_H
+#define PM_RANGES_H
+
+#include "agent.h"
+
+struct pm_ranges {
+	struct pm_range *items;
+	uint32_t count;
+	_Atomic uint32_t lock;
+};
+
+void pm_ranges_lock(struct pm_ranges *set);
+void pm_ranges_unlock(struct pm_ranges *set);
+/* The rest: with the lock held. */
+bool pm_ranges_cut(struct pm_ranges *set, uint64_t start, uint64_t end); /* whether there was anything */
+void pm_ranges_put(struct pm_ranges *set, uint64_t start, uint64_t end, uint32_t kind);
+bool pm_ranges_cover(const struct pm_ranges *set, uint64_t start, uint64_t end, uint32_t kind);
+uint32_t pm_ranges_kind(const struct pm_ranges *set, uint64_t addr); /* 0: none */
+
+#endif

@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef PM_REPLACE_H
+#define PM_REPLACE_H
+
+#include "agent.h"
+
+#define PM_FAILED_MAX ((PM_MESSAGE_MAX - sizeof(struct pm_header) - sizeof(struct pm_result)) / sizeof(struct pm_failed))
+
+/* What a request has led to; its size is that of the largest PM_RESULT. */
+struct pm_outcome {
+	struct pm_header header;
+	struct pm_result result;
+	struct pm_failed failed[PM_FAILED_MAX];
+};
+
+struct pm_request {
+	const struct pm_run *runs; /* PM_MERGE, checked by pm_message_check */
+	uint32_t count;
+	const int *fds; /* of the segments */
+	uint32_t nfds;
+	int tracker;	   /* the daemon's write-tracking userfaultfd, -1: none */
+	uint32_t barrier;  /* enum pm_barrier: the ones that may be used */
+	uint32_t freeze_max_usecs;
+};
+
+void pm_merge(const struct pm_request *request, struct pm_outcome *outcome);
+void pm_unmerge(const struct pm_range *ranges, uint32_t count, struct pm_outcome *outcome);
+void pm_zero(const struct pm_range *ranges, uint32_t count, struct pm_outcome *outcome);
+/* Pool mappings in [start, end) become anonymous memory: with their content, or zeros.  outcome may be NULL. */
+int pm_make_anonymous(uint64_t start, uint64_t end, bool keep, struct pm_outcome *outcome);
+
+#endif

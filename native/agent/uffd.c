@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The userfaultfd barrier: pages are write-protected, and whoever writes to one, in user mode or in a system call, sleeps until we are done.
+ *
+ * Each window has a userfaultfd of its own, that nobody else holds: closing it wakes the sleepers, and so does the end of this process.  A user-mode-only one
+ * would not do: a system call that writes to a protected page would fail with EFAULT.
+ */
+#include "agent.h"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+
+#ifndef USERFAULTFD_IOC_NEW
+#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
+#endif
+
+static int open_full(void)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_PAGEFAULT_FLAG_WP };
+	int fd = pm_userfaultfd(O_CLOEXEC | O_NONBLOCK);
+
+	if (fd < 0) { /* not privileged, but perhaps given access to the device */
+		int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+
+		if (device < 0)
+			return fd;
+		fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+		close(device);
+		if (fd < 0)
+			return -EPERM;
+	}
+	if (ioctl(fd, UFFDIO_API, &api)) {
+		close(fd);
+		return -EINVAL;
+	}
+	return fd;
+}
+
+bool pm_uffd_possible(void)
+{
+	int fd = open_full();
+
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0;
+}
+
+int pm_uffd_protect(uint64_t start, uint64_t end, int tracker)
+{
+	struct uffdio_range range = { start, end - start };
+	struct uffdio_register request = { .range = range, .mode = UFFDIO_REGISTER_MODE_WP };
+	struct uffdio_writeprotect protect = { .range = range, .mode = UFFDIO_WRITEPROTECT_MODE_WP };
+	int fd = open_full(), error = 0;
+
+	if (fd < 0)
+		return fd;
+	if (ioctl(fd, UFFDIO_REGISTER, &request)) {
+		error = -errno;
+		/* The daemon's write tracking holds it: that gives way, and is set up again at its next look. */
+		if (error == -EBUSY && tracker >= 0 && ioctl(tracker, UFFDIO_UNREGISTER, &range) == 0)
+			error = ioctl(fd, UFFDIO_REGISTER, &request) ? -errno : 0;
+	}
+	if (!error && ioctl(fd, UFFDIO_WRITEPROTECT, &protect))
+		error = -errno;
+	if (error) {
+		close(fd);
+		return error;
+	}
+	return fd;
+}

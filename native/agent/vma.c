@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: MIT */
+/* This process's mappings: by PROCMAP_QUERY (Linux 6.11), else from the text of /proc/self/maps. */
+#include "agent.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+static void judge(struct pm_vma *vma, const char *name)
+{
+	vma->pool = strncmp(name, PM_POOL_PATH, sizeof(PM_POOL_PATH) - 1) == 0;
+	vma->stack = strcmp(name, "[stack]") == 0;
+	/* A special mapping ([vdso], [vvar] ...) has a name in brackets and no inode; the heap and named memory are ordinary. */
+	vma->anonymous = vma->inode == 0 && !vma->stack &&
+			 (name[0] == 0 || strcmp(name, "[heap]") == 0 || strncmp(name, "[anon:", 6) == 0);
+}
+
+static int query(int fd, uint64_t addr, struct pm_vma *out)
+{
+	char name[256] = "";
+	struct pm_procmap_query q = {
+		.size = sizeof(q),
+		.query_flags = PM_QUERY_COVERING_OR_NEXT,
+		.query_addr = addr,
+		.vma_name_size = sizeof(name),
+		.vma_name_addr = (uintptr_t)name,
+	};
+
+	if (ioctl(fd, PM_IOC_PROCMAP_QUERY, &q)) {
+		if (errno != ENAMETOOLONG)
+			return -errno;
+		q.vma_name_size = 0;
+		q.vma_name_addr = 0;
+		if (ioctl(fd, PM_IOC_PROCMAP_QUERY, &q))
+			return -errno;
+		name[0] = '/';
+	}
+	*out = (struct pm_vma){
+		.start = q.vma_start,
+		.end = q.vma_end,
+		.offset = q.vma_offset,
+		.inode = q.inode,
+		.prot = (q.vma_flags & PM_VMA_READABLE ? PROT_READ : 0) | (q.vma_flags & PM_VMA_WRITABLE ? PROT_WRITE : 0) |
+			(q.vma_flags & PM_VMA_EXECUTABLE ? PROT_EXEC : 0),
+		.shared = q.vma_flags & PM_VMA_SHARED,
+	};
+	judge(out, name);
+	return 0;
+}
+
+/* The lines of /proc/self/maps one by one, without stdio or malloc. */
+struct lines {
+	int fd;
+	size_t have, at;
+	char buffer[4096];
+};
+
+static char *next_line(struct lines *lines)
+{
+	for (;;) {
+		char *end = memchr(lines->buffer + lines->at, '\n', lines->have - lines->at);
+
+		if (end) {
+			char *line = lines->buffer + lines->at;
+
+			*end = 0;
+			lines->at = (size_t)(end - lines->buffer) + 1;
+			return line;
+		}
+		memmove(lines->buffer, lines->buffer + lines->at, lines->have - lines->at);
+		lines->have -= lines->at;
+		lines->at = 0;
+		if (lines->have == sizeof(lines->buffer))
+			lines->have = 0; /* a path of over 4 kB: its line is skipped */
+		ssize_t n = read(lines->fd, lines->buffer + lines->have, sizeof(lines->buffer) - lines->have);
+
+		if (n <= 0)
+			return NULL;
+		lines->have += (size_t)n;
+	}
+}
+
+static bool parse(const char *line, struct pm_vma *out)
+{
+	unsigned long start, end, offset, inode;
+	char perms[5];
+	int at = 0;
+
+	if (sscanf(line, "%lx-%lx %4s %lx %*s %lu %n", &start, &end, perms, &offset, &inode, &at) < 5)
+		return false;
+	*out = (struct pm_vma){
+		.start = start,
+		.end = end,
+		.offset = offset,
+		.inode = inode,
+		.prot = (perms[0] == 'r' ? PROT_READ : 0) | (perms[1] == 'w' ? PROT_WRITE : 0) |
+			(perms[2] == 'x' ? PROT_EXEC : 0),
+		.shared = perms[3] == 's',
+	};
+	judge(out, at ? line + at : "");
+	return true;
+}
+
+int pm_vma_find(uint64_t addr, struct pm_vma *out)
+{
+	int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC), error;
+
+	if (fd < 0)
+		return -errno;
+	error = query(fd, addr, out);
+	if (error == -ENOTTY || error == -EINVAL) {
+		struct lines lines = { .fd = fd };
+		char *line;
+
+		error = -ENOENT;
+		while (error && (line = next_line(&lines)))
+			if (parse(line, out) && out->end > addr)
+				error = 0;
+	}
+	close(fd);
+	return error;
+}
+
+/* How many mappings there are; the kernel allows vm.max_map_count. */
+long pm_vma_count(void)
+{
+	struct lines lines = { .fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC) };
+	long count = 0;
+
+	if (lines.fd < 0)
+		return -errno;
+	while (next_line(&lines))
+		count++;
+	close(lines.fd);
+	return count;
+}

@@ -1,0 +1,200 @@
+"""The agent alone: the test speaks the daemon's part, truthfully or not."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import random
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from pagemerge.engine import wire
+from tests.support.processes import Child, read_smaps_rollup
+from tests.support.victims import agent_env, holder
+
+PAGE = 4096
+N = 64
+HEADER = struct.Struct("=IIQ")
+RUN = struct.Struct("=QIIII")
+RANGE = struct.Struct("=QQII")
+GAP, JOINED = 1, 2
+
+
+class Peer:
+    """The daemon's end of one agent's connection."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.seq = 0
+        datagram, fds, _, _ = socket.recv_fds(sock, 65536, 8)
+        self.hello = wire.parse_hello(datagram)
+        self.fds = fds
+        sock.send(wire.render_welcome(os.getpid()))
+
+    def close(self) -> None:
+        self.sock.close()
+        for fd in self.fds:
+            os.close(fd)
+
+    def receive(self, kind: wire.Kind) -> bytes:
+        while True:
+            datagram = self.sock.recv(65536)
+            assert datagram, "the agent has gone"
+            if wire.parse_header(datagram)[0] == kind:
+                return datagram
+
+    def ask(self, kind: wire.Kind, entries: Sequence[bytes], fds: Sequence[int] = ()) -> wire.Result:
+        self.seq += 1
+        datagram = HEADER.pack(kind, len(entries), self.seq) + b"".join(entries)
+        socket.send_fds(self.sock, [datagram], list(fds))
+        answer = self.receive(wire.Kind.RESULT)
+        assert wire.parse_header(answer)[2] == self.seq
+        return wire.parse_result(answer)
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "agent.sock"))
+        listener.listen()
+        listener.settimeout(20)
+        yield listener
+
+
+def segment(content: bytes) -> int:
+    fd = os.memfd_create("pagemerge", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    os.ftruncate(fd, 64 << 20)
+    os.pwrite(fd, content, 0)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0x10 | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    return fd
+
+
+@contextlib.contextmanager
+def client(listener: socket.socket, folder: Path, **env: str) -> Iterator[tuple[Child, Peer, int]]:
+    """A process whose N pages are random.Random("seed")'s, its agent, and their address."""
+    with holder(agent_env(folder, **env)) as child:
+        child.ask(f"fill seed {N}")
+        address = int(child.ask("address"))
+        assert child.ask("mark") == "0"
+        sock, _ = listener.accept()
+        sock.settimeout(20)
+        peer = Peer(sock)
+        try:
+            mark = wire.parse_ranges(peer.receive(wire.Kind.MARK))[0]
+            assert (mark.start, mark.end, mark.flags) == (address, address + N * PAGE, 1)
+            yield child, peer, address
+        finally:
+            peer.close()
+
+
+CONTENT = random.Random("seed").randbytes(N * PAGE)
+
+
+@pytest.mark.parametrize("barrier", ["uffd", "freeze"])
+def test_equal_pages_are_mapped_from_the_pool(
+    listener: socket.socket, tmp_path: Path, barrier: str
+) -> None:
+    fd = segment(CONTENT)
+    with client(listener, tmp_path, PAGEMERGE_BARRIER=barrier) as (child, peer, address):
+        before = child.ask("sum")
+        result = peer.ask(wire.Kind.MERGE, [RUN.pack(address, N, 0, 0, 0)], [fd])
+        assert (result.merged, result.failed, result.mappings) == (N, 0, 1)
+        assert result.barrier == wire.Barrier[barrier.upper()]
+        assert child.ask("sum") == before
+        assert "memfd:pagemerge" in Path(f"/proc/{child.pid}/maps").read_text()
+        child.ask("write 0 1")
+        child.ask("write 0 2")
+        assert child.ask("sum") != before
+        assert os.pread(fd, N * PAGE, 0) == CONTENT
+    os.close(fd)
+
+
+@pytest.mark.parametrize("barrier", ["uffd", "freeze"])
+def test_gaps_keep_their_private_content(
+    listener: socket.socket, tmp_path: Path, barrier: str
+) -> None:
+    pool = bytearray(CONTENT)
+    pool[8 * PAGE : 12 * PAGE] = bytes(4 * PAGE)
+    fd = segment(bytes(pool))
+    with client(listener, tmp_path, PAGEMERGE_BARRIER=barrier) as (child, peer, address):
+        before = child.ask("sum")
+        runs = [
+            RUN.pack(address, 8, 0, 0, 0),
+            RUN.pack(address + 8 * PAGE, 4, 0, 8, GAP | JOINED),
+            RUN.pack(address + 12 * PAGE, N - 12, 0, 12, JOINED),
+        ]
+        result = peer.ask(wire.Kind.MERGE, runs, [fd])
+        assert (result.merged, result.failed, result.copied) == (N - 4, 0, 4)
+        assert child.ask("sum") == before
+        assert read_smaps_rollup(child.pid)["Rss"] > 0
+    os.close(fd)
+
+
+def test_wrong_hints_change_no_byte(listener: socket.socket, tmp_path: Path) -> None:
+    chance = random.Random(4)
+    pool = bytearray(CONTENT)
+    for page in chance.sample(range(N), N // 2):
+        pool[page * PAGE + chance.randrange(PAGE)] ^= 1
+    fd = segment(bytes(pool))
+    with client(listener, tmp_path) as (child, peer, address):
+        before = child.ask("sum")
+        merged = 0
+        for _ in range(200):
+            page, length = chance.randrange(N), chance.randrange(1, 40)
+            offset = page if chance.random() < 0.7 else chance.randrange(N)
+            place = address + page * PAGE if chance.random() < 0.9 else chance.randrange(1 << 35) << 12
+            run = RUN.pack(place or PAGE, length, 0, offset, 0)
+            merged += peer.ask(wire.Kind.MERGE, [run], [fd]).merged
+            assert child.ask("sum") == before
+        assert merged > 0
+    os.close(fd)
+
+
+def test_unmerging_gives_anonymous_memory_back(listener: socket.socket, tmp_path: Path) -> None:
+    fd = segment(CONTENT)
+    with client(listener, tmp_path) as (child, peer, address):
+        before = child.ask("sum")
+        peer.ask(wire.Kind.MERGE, [RUN.pack(address, N, 0, 0, 0)], [fd])
+        result = peer.ask(wire.Kind.UNMERGE, [RANGE.pack(address, address + N * PAGE, 0, 0)])
+        assert result.merged == N
+        assert child.ask("sum") == before
+        assert "memfd:pagemerge" not in Path(f"/proc/{child.pid}/maps").read_text()
+    os.close(fd)
+
+
+def test_only_zero_pages_are_dropped_as_zero_pages(listener: socket.socket, tmp_path: Path) -> None:
+    with client(listener, tmp_path) as (child, peer, address):
+        before = child.ask("sum")
+        request = RANGE.pack(address, address + N * PAGE, 0, 0)
+        result = peer.ask(wire.Kind.ZERO, [request])
+        assert (result.merged, result.failed) == (0, N)
+        assert child.ask("sum") == before
+        child.ask(f"zero {N}")
+        address = int(child.ask("address"))
+        before = child.ask("sum")
+        assert peer.ask(wire.Kind.ZERO, [RANGE.pack(address, address + N * PAGE, 0, 0)]).merged == N
+        assert child.ask("sum") == before
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_garbage_from_the_daemon_ends_the_connection_and_nothing_else(
+    listener: socket.socket, tmp_path: Path, seed: int
+) -> None:
+    chance = random.Random(seed)
+    with client(listener, tmp_path) as (child, peer, address):
+        before = child.ask("sum")
+        good = bytearray(HEADER.pack(wire.Kind.MERGE, 1, 1) + RUN.pack(address, N, 0, 0, 0))
+        bad = bytes(good[: chance.randrange(1, len(good))])
+        peer.sock.send(bad if seed % 2 else chance.randbytes(100))
+        again, _ = listener.accept()  # it hangs up and calls anew
+        again.settimeout(20)
+        second = Peer(again)
+        assert second.hello.flags & wire.HelloFlag.BACK
+        assert wire.parse_ranges(second.receive(wire.Kind.MARK))[0].start == address
+        assert child.ask("sum") == before
+        second.close()
