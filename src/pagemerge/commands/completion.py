@@ -94,18 +94,18 @@ def render_bash(commands: Iterable[CommandGrammar]) -> str:
 def render_zsh(commands: Iterable[CommandGrammar]) -> str:
     """Write a completion function for zsh."""
     commands = list(commands)
-    lines = ["#compdef pagemerge", "", "_pagemerge() {", "    local -a commands=("]
+    lines = ["#compdef pagemerge", "", "_pagemerge() {", "    local -a subcommands=("]
     lines += [f"        {_quote(f'{command.name}:{command.help}')}" for command in commands]
     lines += [
         "    )",
-        "    if ((CURRENT == 2)); then _describe command commands; return; fi",
+        "    if ((CURRENT == 2)); then _describe command subcommands; return; fi",
         "    local name=$words[2]",
         "    shift words; ((CURRENT--))",
         "    case $name in",
     ]
     for command in commands:
         specs = [spec for option in command.options for spec in _zsh_specs(option)]
-        lines.append(f"        {command.name}) _arguments {' '.join(map(_quote, specs))} ;;")
+        lines.append(f"        {command.name}) _arguments -S {' '.join(map(_quote, specs))} ;;")
     lines += ["    esac", "}", "", '_pagemerge "$@"', ""]
     return "\n".join(lines)
 
@@ -143,7 +143,10 @@ def _zsh_specs(option: Option) -> Iterable[str]:
     text = option.help.replace("[", "(").replace("]", ")").replace(":", " -")
     if option.choices:
         joined = " ".join(option.choices)
-        values = f":{option.metavar}:({joined})"
+        unfinished = option.choices[0].endswith("=")  # a value follows: no blank after it
+        values = f":{option.metavar}:" + (
+            f'compadd -S "" {joined}' if unfinished else f"({joined})"
+        )
     elif option.metavar == "FILE":
         values = ":file:_files"
     else:
