@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The program's calls that the agent must see; each does what the kernel does, and what merging needs besides. */
+#undef _FILE_OFFSET_BITS /* mmap and mmap64 are both defined here, each under its own name */
 #include <stdarg.h>
 #include <string.h>
 #include <sys/mman.h>
