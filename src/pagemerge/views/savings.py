@@ -12,7 +12,7 @@ from pagemerge.units import (
     render_duration,
     render_percent,
 )
-from pagemerge.views.terminal import make_console, make_table
+from pagemerge.views.terminal import make_console, make_table, show
 
 __all__ = ["print_savings"]
 
@@ -45,7 +45,7 @@ def print_savings(report: Mapping[str, Any], file: TextIO) -> None:
                 "not merged for want of mappings (vm.max_map_count)",
             ),
         ]
-        console.print(make_table(("", "", ""), rows, left=("",)), end="")
+        show(console, make_table(("", "", ""), rows, left=("",)))
     for note in report["notes"]:
         console.print(f"note: {note}")
 

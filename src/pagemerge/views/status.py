@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterable, Mapping
 
 from pagemerge.ksm import COUNTERS, KNOBS, Change, KnobValue, Unit
-from pagemerge.units import render_bytes, render_count, render_duration
-from pagemerge.views.terminal import make_console, make_table
+from pagemerge.units import pages_to_bytes, render_bytes, render_count, render_duration
+from pagemerge.views.terminal import make_console, make_table, show
 
 __all__ = ["print_changes", "print_status", "render_amount"]
 
@@ -25,15 +25,17 @@ def print_status(
     )
     console.print(f"{implementation}: {word}", style="bold")
     console.print()
-    console.print(
+    show(
+        console,
         make_table(
             ("knob", "value", "unit", "meaning"),
             [(knob.name, _shown(knobs.get(knob.name)), knob.unit, knob.meaning) for knob in KNOBS],
             left=("knob", "unit", "meaning"),
-        )
+        ),
     )
     console.print()
-    console.print(
+    show(
+        console,
         make_table(
             ("counter", "value", "", "meaning"),
             [
@@ -48,12 +50,12 @@ def print_status(
                 if not counter.engine_only or counters.get(counter.name) is not None
             ],
             left=("counter", "meaning"),
-        )
+        ),
     )
     if facts:
         console.print()
         rows = [(name, _fact(name, value)) for name, value in facts.items()]
-        console.print(make_table(("ksmd", "value"), rows, left=("ksmd", "value")))
+        show(console, make_table(("ksmd", "value"), rows, left=("ksmd", "value")))
 
 
 def print_changes(changes: Iterable[Change], *, dry_run: bool) -> None:
@@ -70,8 +72,6 @@ def render_amount(value: int | None, unit: Unit) -> str:
     if value is None:
         return ""
     if unit is Unit.PAGES:
-        from pagemerge.units import pages_to_bytes
-
         return render_bytes(pages_to_bytes(value))
     return render_bytes(value) if unit is Unit.BYTES else ""
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["make_console", "make_table", "print_table"]
+__all__ = ["make_console", "make_table", "print_table", "show"]
 
 _UNLIMITED = 100_000  # columns: what is piped is not cut at a width that nobody sees
 
@@ -27,7 +27,13 @@ def make_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: Iterable[str] = ()
 ) -> Table:
     """Make a table; columns are right-aligned but those named in `left`."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style="bold",
+        show_header=any(columns),
+    )
     lefts = frozenset(left)
     for column in columns:
         is_left = column in lefts
@@ -42,6 +48,17 @@ def make_table(
     return table
 
 
+def show(console: Console, table: Table) -> None:
+    """Print a table; where it is not a terminal, without the blanks that fill its last column."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        console.file.write(f"{line.rstrip()}\n")
+
+
 def print_table(
     columns: Sequence[str],
     rows: Iterable[Sequence[str]],
@@ -50,4 +67,4 @@ def print_table(
     file: TextIO | None = None,
 ) -> None:
     """Print a table."""
-    make_console(file).print(make_table(columns, rows, left=left))
+    show(make_console(file), make_table(columns, rows, left=left))

@@ -1,0 +1,61 @@
+"""The report of `pagemerge run` as people see it."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from pagemerge.views.savings import print_savings
+
+MIB = 2**20
+REPORT: dict[str, Any] = {
+    "pages_shared": 1024,
+    "pages_sharing": 3072,
+    "ksm_zero_pages": 0,
+    "metadata_bytes": 65536,
+    "saved_bytes": 12 * MIB - 65536,
+    "pss_before_bytes": 40 * MIB,
+    "pss_after_bytes": 30 * MIB,
+    "daemon_pss_bytes": 9 * MIB,
+    "daemon_cpu_seconds": 0.25,
+    "agents_cpu_seconds": 0.05,
+    "command_cpu_seconds": 2.0,
+    "merges_left_for_vmas": 7,
+    "notes": ["process 5 (x) was not merged: io_uring"],
+}
+
+
+def printed(**changes: Any) -> str:
+    file = io.StringIO()
+    print_savings({**REPORT, **changes}, file)
+    return file.getvalue()
+
+
+def test_the_first_line_is_what_was_saved() -> None:
+    assert printed().splitlines()[0] == "pagemerge: saved 11.9 MiB"
+
+
+def test_loss_is_said_as_plainly() -> None:
+    text = printed(saved_bytes=-65536, pages_shared=0, pages_sharing=0)
+    assert text.startswith("pagemerge: saved -64.0 KiB")
+
+
+def test_everything_that_was_measured_is_there() -> None:
+    text = printed()
+    assert "3,072 (12.0 MiB)" in text
+    assert "75.0 % of it, with the daemon's" in text
+    assert "daemon 250 ms, agents 50 ms; the command's own 2.00 s" in text
+    assert "7 (28.0 KiB)" in text
+    assert text.splitlines()[-1] == "note: process 5 (x) was not merged: io_uring"
+
+
+def test_a_daemon_of_others_is_left_out() -> None:
+    assert "the daemon's apart" in printed(daemon_pss_bytes=None)
+
+
+def test_a_command_too_short_to_be_seen_is_said_to_be() -> None:
+    text = printed(saved_bytes=None, notes=["it ended before it could be looked at"])
+    assert text.splitlines() == [
+        "pagemerge: nothing was seen of the command",
+        "note: it ended before it could be looked at",
+    ]
