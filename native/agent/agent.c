@@ -11,6 +11,8 @@
 #include "link.h"
 #include "marks.h"
 
+void pm_hooks_install(void); /* hooks.c */
+
 static _Atomic uint32_t replacing;
 static _Atomic uint32_t replacing_owner;
 
@@ -73,8 +75,10 @@ __attribute__((constructor)) static void preload(void)
 
 PM_API int pm_agent_start(const char *socket_path)
 {
-	if (!pm_link_configured())
+	if (!pm_link_configured()) {
 		set_up(socket_path, false);
+		pm_hooks_install();
+	}
 	return pm_link_start();
 }
 

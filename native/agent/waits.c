@@ -19,11 +19,19 @@
 
 #include <dlfcn.h>
 
+/* Preloaded, libc comes after us; loaded later, it came before, and our names are not global. */
+static void *find_real(const char *name)
+{
+	void *found = dlsym(RTLD_NEXT, name);
+
+	return found ? found : dlsym(RTLD_DEFAULT, name);
+}
+
 /* libc's own function; found once. Cancellation and errno are thereby libc's business. */
 #define REAL(name)                                                      \
 	static __typeof__(&name) real;                                  \
 	if (!real)                                                      \
-		real = (__typeof__(&name))(uintptr_t)dlsym(RTLD_NEXT, #name)
+		real = (__typeof__(&name))(uintptr_t)find_real(#name)
 
 /* Repeat a call while it was only our stop that ended it; `again` adjusts its timeout. */
 #define REPEAT(result, call, again)                                               \

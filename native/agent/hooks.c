@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: MIT */
+/* The list of what is interposed, for processes that the agent was not preloaded into. */
+#undef _FILE_OFFSET_BITS
+#include <dlfcn.h>
+#include <poll.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/msg.h>
+#include <sys/prctl.h>
+#include <sys/select.h>
+#include <sys/sem.h>
+#include <sys/socket.h>
+#include <time.h>
+
+#include "patch.h"
+
+static void *open_and_patch(const char *path, int mode)
+{
+	void *handle = dlopen(path, mode);
+
+	if (handle)
+		pm_patch_all(NULL, 0);
+	return handle;
+}
+
+#define HOOK(name) { #name, (void *)(uintptr_t)name }
+
+void pm_hooks_install(void)
+{
+	static const struct pm_hook hooks[] = {
+		HOOK(accept),	   HOOK(clock_nanosleep), HOOK(epoll_pwait), HOOK(epoll_wait), HOOK(madvise),
+		HOOK(mlock),	   HOOK(mlock2),	  HOOK(mmap),	     HOOK(mmap64),     HOOK(mprotect),
+		HOOK(mremap),	   HOOK(msgrcv),	  HOOK(msgsnd),	     HOOK(munmap),     HOOK(nanosleep),
+		HOOK(pause),	   HOOK(poll),		  HOOK(ppoll),	     HOOK(prctl),      HOOK(pselect),
+		HOOK(recv),	   HOOK(recvfrom),	  HOOK(recvmsg),     HOOK(select),     HOOK(sem_clockwait),
+		HOOK(sem_timedwait), HOOK(semop),	  HOOK(semtimedop),  HOOK(send),       HOOK(sigsuspend),
+		HOOK(sigtimedwait), HOOK(sigwaitinfo),	  HOOK(sleep),	     HOOK(usleep),
+		{ "dlopen", (void *)(uintptr_t)open_and_patch },
+	};
+
+	pm_patch_all(hooks, sizeof(hooks) / sizeof(*hooks));
+}
