@@ -8,6 +8,8 @@ WITH_TOOLS := env PATH="$(CURDIR)/$(BIN):$$PATH"
 PIP := $(WITH_TOOLS) $(BIN)/python -m pip --disable-pip-version-check --quiet
 MESON := $(WITH_TOOLS) $(BIN)/meson
 SOURCES := $(shell find src native -not -name __pycache__ -not -name '*.pyc') meson.build pyproject.toml README.md LICENSE
+# ThreadSanitizer can't run where addresses are random by more bits than it knows of.
+FIXED_LAYOUT = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -37,7 +39,7 @@ check: $(STAMPS)/pagemerge $(STAMPS)/group-test $(STAMPS)/group-check ## formatt
 
 sanitize: build/asan/build.ninja build/tsan/build.ninja ## run the C tests under ASan + UBSan, then under TSan
 	$(MESON) test -C build/asan --print-errorlogs --timeout-multiplier 5
-	$(MESON) test -C build/tsan --print-errorlogs --timeout-multiplier 5
+	$(FIXED_LAYOUT) $(MESON) test -C build/tsan --print-errorlogs --timeout-multiplier 5
 
 docs: $(STAMPS)/pagemerge $(STAMPS)/group-docs ## build the documentation into build/docs
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
