@@ -19,7 +19,7 @@ from tests.support.processes import Child
 
 __all__ = ["AGENT", "agent_env", "compiled", "holder", "read_stress", "run_stress"]
 
-AGENT = Path(pagemerge.__file__).parent / "libpagemerge-agent.so"
+AGENT = Path(os.environ.get("PM_AGENT", str(Path(pagemerge.__file__).parent / "libpagemerge-agent.so")))
 
 # Lines in: "fill SEED N" (pages alike in all processes with the same seed), "unique N", "zero N",
 # "same CHAR N", "mark", "unmark", "write INDEX VALUE", "sum", "drop" (munmap), "dontneed", "fork",

@@ -1,0 +1,103 @@
+"""No write is lost while a driver merges and unmerges a writing program's pages without pause."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pagemerge.engine import wire
+from tests.support.victims import agent_env, read_stress, run_stress
+from tests.system.test_agent import PAGE, RANGE, RUN, Peer, segment
+
+SECONDS = float(os.environ.get("PAGEMERGE_STRESS_SECONDS", "5"))
+PAGES = 2048
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "agent.sock"))
+        listener.listen(64)
+        listener.settimeout(20)
+        yield listener
+
+
+def base_content(pages: int) -> bytes:
+    """What stress.c fills its memory with."""
+    x = np.arange(1, pages * 512 + 1, dtype=np.uint64)
+    x ^= x >> np.uint64(33)
+    x *= np.uint64(0xFF51AFD7ED558CCD)
+    x ^= x >> np.uint64(33)
+    x *= np.uint64(0xC4CEB9FE1A85EC53)
+    x ^= x >> np.uint64(33)
+    return x.tobytes()
+
+
+@pytest.mark.parametrize("barrier", ["uffd", "freeze"])
+def test_no_write_is_lost_while_a_program_is_merged_and_unmerged_without_pause(
+    listener: socket.socket, tmp_path: Path, barrier: str
+) -> None:
+    chance = random.Random(barrier)
+    fd = segment(base_content(PAGES))
+    env = agent_env(tmp_path, PAGEMERGE_BARRIER=barrier)
+    totals = {"merged": 0, "failed": 0, "unmerged": 0}
+    with run_stress(env, count=1, seconds=SECONDS, pages=PAGES) as (process,):
+        sock, _ = listener.accept()
+        sock.settimeout(20)
+        peer = Peer(sock)
+        mark = wire.parse_ranges(peer.receive(wire.Kind.MARK))[0]
+        try:
+            while process.poll() is None:
+                hammer(peer, mark.start, fd, chance, totals)
+        except (AssertionError, OSError):
+            assert ended(process), "the agent hung up while its program was running"
+        print(read_stress(process), totals)
+        peer.close()
+    os.close(fd)
+    assert totals["merged"] > 1000
+    assert totals["unmerged"] > 0
+
+
+def ended(process: subprocess.Popen[str]) -> bool:
+    deadline = time.monotonic() + 5
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process.poll() is not None
+
+
+def hammer(
+    peer: Peer, start: int, fd: int, chance: random.Random, totals: dict[str, int]
+) -> None:
+    """One request of a random kind and place."""
+    length = chance.choice([1, 1, 3, 16, 100, 512])
+    first = chance.randrange(PAGES - length + 1)
+    place = start + first * PAGE
+    kind = chance.random()
+    if kind < 0.1:
+        request = RANGE.pack(place, place + length * PAGE, 0, 0)
+        totals["unmerged"] += peer.ask(wire.Kind.UNMERGE, [request]).merged
+    elif kind < 0.15:
+        peer.ask(wire.Kind.ZERO, [RANGE.pack(place, place + length * PAGE, 0, 0)])
+    else:
+        gap = length > 20 and chance.random() < 0.5
+        middle = length // 2
+        runs = (
+            [
+                RUN.pack(place, middle, 0, first, 0),
+                RUN.pack(place + middle * PAGE, 2, 0, first + middle, 3),
+                RUN.pack(place + (middle + 2) * PAGE, length - middle - 2, 0, first + middle + 2, 2),
+            ]
+            if gap
+            else [RUN.pack(place, length, 0, first, 0)]
+        )
+        result = peer.ask(wire.Kind.MERGE, runs, [fd])
+        totals["merged"] += result.merged
+        totals["failed"] += result.failed
