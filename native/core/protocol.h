@@ -30,7 +30,7 @@ enum pm_message_type {
 
 	/* daemon -> agent */
 	PM_WELCOME = 16, /* 1 pm_welcome */
-	PM_MERGE = 17,   /* pm_run[], with the descriptors of the segments they name */
+	PM_MERGE = 17,   /* pm_run[], with the descriptors of the segments they name, then that of PM_FD_UFFD if there is one */
 	PM_UNMERGE = 18, /* pm_range[]: turn pool mappings back into private anonymous memory */
 	PM_ZERO = 19,    /* pm_range[]: drop pages that are all zero, after checking */
 	PM_PING = 20,    /* no entries: answer with an empty PM_RESULT of the same seq */

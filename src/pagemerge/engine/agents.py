@@ -122,7 +122,8 @@ class AgentServer:
         scanner.add(mm, pid, pagemap, maps, mem, uffd, related)
         if hello.own_end:
             scanner.exclude(mm, hello.own_start, hello.own_end)
-        client = Client(mm, pid, hello, scanner, sock, pidfd, read_comm(pid))
+        tracker = os.dup(uffd) if uffd >= 0 else -1
+        client = Client(mm, pid, hello, scanner, sock, pidfd, tracker, read_comm(pid))
         former = self.find(pid)
         self.clients[mm] = client
         sock.send(wire.render_welcome(os.getpid()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +38,7 @@ class Client:
     scanner: _core.Scanner
     sock: socket.socket | None
     pidfd: int
+    tracker: int  # its write-tracking userfaultfd, -1: none
     comm: str
     merge_any: bool = False
     marked: bool = False
@@ -75,6 +75,8 @@ class Client:
             if request is None:
                 break
             seq, datagram, fds = request
+            if self.tracker >= 0 and wire.parse_header(datagram)[0] == wire.Kind.MERGE:
+                fds = [*fds, self.tracker]  # must give way to the agent's own userfaultfd
             try:
                 socket.send_fds(self.sock, [datagram], fds)
             except BlockingIOError:
@@ -99,8 +101,9 @@ class Client:
     def end(self) -> None:
         """Forget it: the process has ended."""
         self.lose()
-        with suppress(OSError):
-            os.close(self.pidfd)
+        for fd in (self.pidfd, self.tracker):
+            if fd >= 0:
+                os.close(fd)
         self.scanner.remove(self.mm)
 
     def overdue(self, now: float) -> bool:
