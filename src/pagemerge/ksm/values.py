@@ -6,7 +6,6 @@ Both implementations refuse before anything is written, in the same words. The r
 
 from __future__ import annotations
 
-import difflib
 import errno
 import re
 from collections.abc import Mapping
@@ -54,6 +53,8 @@ def known_knob(name: str) -> Knob:
     """
     knob = find_knob(name)
     if knob is None:
+        import difflib  # only for a typing error, and it takes 5 ms to load
+
         names = [knob.name for knob in KNOBS]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the knobs are {', '.join(names)}"
