@@ -125,14 +125,14 @@ static void handler(int number, siginfo_t *info, void *context)
 	} while (!atomic_compare_exchange_weak(&arrivals, &seen, seen + 1));
 	uint32_t slot = (uint32_t)seen;
 
-	if (only_stop_ended_call(context))
-		pm_freeze_interrupted++;
 	atomic_store(&parked[slot].sp, (uint64_t)__builtin_frame_address(0));
 	atomic_store(&parked[slot].tid, (int)syscall(SYS_gettid));
 	atomic_fetch_add(&arrived_futex, 1);
 	futex(&arrived_futex, FUTEX_WAKE, 1, NULL);
 	while (atomic_load_explicit(&epoch, memory_order_acquire) == mine)
 		wait_raw(&epoch, mine);
+	if (only_stop_ended_call(context)) /* asked last: signals of the program's own may have come meanwhile */
+		pm_freeze_interrupted++;
 	errno = saved;
 }
 

@@ -269,48 +269,75 @@ PM_API int semtimedop(int set, struct sembuf *operations, size_t count, const st
 	return result;
 }
 
-/* Sockets with a time limit (SO_RCVTIMEO, SO_SNDTIMEO); those without one restart by themselves. The limit starts anew. */
+/*
+ * Sockets with a time limit (SO_RCVTIMEO, SO_SNDTIMEO); those without one restart by themselves.  What is left of the limit is waited for by
+ * poll(2): false when it is over.
+ */
+static bool wait_on(int fd, short events, int64_t start)
+{
+	struct pollfd one = { .fd = fd, .events = events };
+	struct timeval limit = { 0, 0 };
+	socklen_t size = sizeof(limit);
+	int64_t ns;
+
+	if (getsockopt(fd, SOL_SOCKET, events == POLLIN ? SO_RCVTIMEO : SO_SNDTIMEO, &limit, &size))
+		return true;
+	ns = (int64_t)limit.tv_sec * 1000000000 + limit.tv_usec * 1000;
+	if (ns == 0 || poll(&one, 1, left_ms(1, start + ns)) != 0)
+		return true;
+	errno = EAGAIN;
+	return false;
+}
+
+#define ON_SOCKET(fd, events) \
+	if (!wait_on(fd, events, start)) \
+		break
 PM_API ssize_t recv(int fd, void *buffer, size_t length, int flags)
 {
+	int64_t start = now_ns(CLOCK_MONOTONIC);
 	ssize_t n;
 
 	REAL(recv);
-	REPEAT(n, real(fd, buffer, length, flags), (void)0);
+	REPEAT(n, real(fd, buffer, length, flags), ON_SOCKET(fd, POLLIN));
 	return n;
 }
 
 PM_API ssize_t recvfrom(int fd, void *buffer, size_t length, int flags, __SOCKADDR_ARG from, socklen_t *size)
 {
+	int64_t start = now_ns(CLOCK_MONOTONIC);
 	ssize_t n;
 
 	REAL(recvfrom);
-	REPEAT(n, real(fd, buffer, length, flags, from, size), (void)0);
+	REPEAT(n, real(fd, buffer, length, flags, from, size), ON_SOCKET(fd, POLLIN));
 	return n;
 }
 
 PM_API ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 {
+	int64_t start = now_ns(CLOCK_MONOTONIC);
 	ssize_t n;
 
 	REAL(recvmsg);
-	REPEAT(n, real(fd, message, flags), (void)0);
+	REPEAT(n, real(fd, message, flags), ON_SOCKET(fd, POLLIN));
 	return n;
 }
 
 PM_API ssize_t send(int fd, const void *buffer, size_t length, int flags)
 {
+	int64_t start = now_ns(CLOCK_MONOTONIC);
 	ssize_t n;
 
 	REAL(send);
-	REPEAT(n, real(fd, buffer, length, flags), (void)0);
+	REPEAT(n, real(fd, buffer, length, flags), ON_SOCKET(fd, POLLOUT));
 	return n;
 }
 
 PM_API int accept(int fd, __SOCKADDR_ARG from, socklen_t *size)
 {
+	int64_t start = now_ns(CLOCK_MONOTONIC);
 	int result;
 
 	REAL(accept);
-	REPEAT(result, real(fd, from, size), (void)0);
+	REPEAT(result, real(fd, from, size), ON_SOCKET(fd, POLLIN));
 	return result;
 }
