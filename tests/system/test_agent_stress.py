@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pagemerge.engine import wire
-from tests.support.victims import agent_env, read_stress, run_stress
+from tests.support.victims import agent_env, compiled, read_stress, run_stress
 from tests.system.test_agent import PAGE, RANGE, RUN, Peer, segment
 
 SECONDS = float(os.environ.get("PAGEMERGE_STRESS_SECONDS", "5"))
@@ -101,3 +101,39 @@ def hammer(
         result = peer.ask(wire.Kind.MERGE, runs, [fd])
         totals["merged"] += result.merged
         totals["failed"] += result.failed
+
+
+def test_stops_are_not_seen_by_threads_that_sleep_in_system_calls(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    fd = segment(bytes([7]) * 64 * PAGE)
+    env = agent_env(tmp_path, PAGEMERGE_BARRIER="freeze")
+    stops = 0
+    process = subprocess.Popen(
+        [str(compiled("waits")), "3"],
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        sock, _ = listener.accept()
+        sock.settimeout(20)
+        peer = Peer(sock)
+        mark = wire.parse_ranges(peer.receive(wire.Kind.MARK))[0]
+        try:
+            while process.poll() is None:
+                everything = RANGE.pack(mark.start, mark.end, 0, 0)
+                merged = peer.ask(wire.Kind.MERGE, [RUN.pack(mark.start, 64, 0, 0, 0)], [fd])
+                stops += merged.merged == 64
+                peer.ask(wire.Kind.UNMERGE, [everything])
+                time.sleep(0.002)
+        except (AssertionError, OSError):
+            assert ended(process), "the agent hung up while its program was running"
+        read_stress(process)
+        peer.close()
+    finally:
+        process.kill()
+        process.wait()
+        os.close(fd)
+    assert stops > 100
