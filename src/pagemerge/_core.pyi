@@ -6,6 +6,7 @@ PAGE_SIZE: Final[int]
 PROTOCOL_VERSION: Final[int]
 MESSAGE_MAX: Final[int]
 SEGMENT_PAGES: Final[int]
+HASH_VARIANT: Final[str]  # "avx512", "avx2" or "base"
 
 def hash_pages(buffer: object) -> bytes:
     """XXH3-64 of every whole page of a readable buffer, as packed native uint64."""

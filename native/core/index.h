@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The index: from a sum to the slots and the unshared pages that have it.
+ *
+ * A table of chains.  The chain's links are the pages' and slots' own records, so an entry costs its share of the table
+ * alone: 2-4 bytes.
+ */
+#ifndef PM_INDEX_H
+#define PM_INDEX_H
+
+#include "chunk.h"
+#include "pool.h"
+
+struct pm_index {
+	struct pm_chunks *chunks;
+	struct pm_pool *pool;
+	uint32_t *heads;
+	uint32_t size;  /* a power of two */
+	uint32_t count; /* entries */
+};
+
+int pm_index_init(struct pm_index *index, struct pm_chunks *chunks, struct pm_pool *pool);
+void pm_index_deinit(struct pm_index *index);
+void pm_index_clear(struct pm_index *index);
+
+uint32_t pm_ref_sum(const struct pm_index *index, uint32_t ref);
+
+/* The first reference with a sum, or PM_REF_NONE; and the next after `ref`. */
+uint32_t pm_index_first(const struct pm_index *index, uint32_t sum);
+uint32_t pm_index_next(const struct pm_index *index, uint32_t ref, uint32_t sum);
+
+void pm_index_insert(struct pm_index *index, uint32_t ref, uint32_t sum);
+/* Take `ref` out; false when it was not in. */
+bool pm_index_remove(struct pm_index *index, uint32_t ref, uint32_t sum);
+
+static inline void pm_index_prefetch(const struct pm_index *index, uint32_t sum)
+{
+	__builtin_prefetch(&index->heads[sum & (index->size - 1)]);
+}
+
+static inline uint64_t pm_index_metadata(const struct pm_index *index)
+{
+	return (uint64_t)index->size * sizeof(*index->heads);
+}
+
+#endif

@@ -1,0 +1,329 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Reading pages, and finding equal ones.
+ *
+ * Nothing is verified here beyond the 32-bit sum: the agents compare bytes, and leave what differs.
+ */
+#include "scanner.h"
+
+#include <errno.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+void pm_candidate_add(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, bool decided)
+{
+	if (scanner->ncandidates == PM_READ_PAGES)
+		pm_candidates_match(scanner);
+	scanner->candidates[scanner->ncandidates++] = (struct pm_candidate){chunk, i, decided};
+}
+
+/* ---- reading ---- */
+
+/* Read candidates [from, to), adjacent pages, into their places in the buffer.  Bytes read, or -errno. */
+static ssize_t read_adjacent(struct pm_scanner *scanner, struct pm_mm *mm, size_t from, size_t to)
+{
+	uint64_t address = pm_chunk_address(scanner->candidates[from].chunk, scanner->candidates[from].i);
+	ssize_t n = pread(mm->mem_fd, scanner->buffer + from * PM_PAGE_SIZE, (to - from) * PM_PAGE_SIZE, (off_t)address);
+
+	return n < 0 ? -errno : n;
+}
+
+static size_t adjacent(const struct pm_scanner *scanner, size_t from)
+{
+	const struct pm_candidate *c = scanner->candidates;
+	size_t to = from + 1;
+
+	while (to < scanner->ncandidates &&
+	       pm_chunk_address(c[to].chunk, c[to].i) == pm_chunk_address(c[to - 1].chunk, c[to - 1].i) + PM_PAGE_SIZE)
+		to++;
+	return to;
+}
+
+/* Read candidates from `from` on.  Bytes read (whole pages and perhaps a part of one), or -errno. */
+static ssize_t read_some(struct pm_scanner *scanner, struct pm_mm *mm, size_t from)
+{
+	struct iovec local = {scanner->buffer + from * PM_PAGE_SIZE, (scanner->ncandidates - from) * PM_PAGE_SIZE};
+	struct iovec remote[PM_READ_PAGES];
+	unsigned long n = 0;
+	ssize_t got;
+
+	if (mm->by_mem)
+		return read_adjacent(scanner, mm, from, adjacent(scanner, from));
+	for (size_t at = from; at < scanner->ncandidates;) {
+		size_t to = adjacent(scanner, at);
+		const struct pm_candidate *c = &scanner->candidates[at];
+
+		remote[n++] = (struct iovec){(void *)(uintptr_t)pm_chunk_address(c->chunk, c->i),
+					     (to - at) * PM_PAGE_SIZE};
+		at = to;
+	}
+	got = process_vm_readv(mm->pid, &local, 1, remote, n, 0);
+	if (got >= 0)
+		return got;
+	if ((errno == EPERM || errno == ENOSYS) && mm->mem_fd >= 0) {
+		mm->by_mem = true;
+		return read_some(scanner, mm, from);
+	}
+	return -errno;
+}
+
+/* Read all candidates; those that can't be read get a NULL chunk. */
+static void read_candidates(struct pm_scanner *scanner, struct pm_mm *mm)
+{
+	for (size_t at = 0; at < scanner->ncandidates;) {
+		ssize_t got = read_some(scanner, mm, at);
+
+		if (got == -EINTR)
+			continue;
+		if (got == -ESRCH) {
+			while (at < scanner->ncandidates)
+				scanner->candidates[at++].chunk = NULL;
+			break;
+		}
+		if (got > 0) {
+			at += (size_t)got / PM_PAGE_SIZE;
+			scanner->counts.bytes_read += (uint64_t)got;
+			if (mm->by_mem && got % PM_PAGE_SIZE == 0)
+				continue;
+		}
+		if (at < scanner->ncandidates) { /* the page that stopped it: unmapped meanwhile, or not readable */
+			scanner->candidates[at++].chunk = NULL;
+			scanner->counts.read_errors++;
+		}
+	}
+}
+
+/* ---- NUMA ---- */
+
+/* The node of every candidate's page when nodes are to be kept apart; 0 otherwise. */
+static void find_nodes(struct pm_scanner *scanner, const struct pm_mm *mm, int *nodes)
+{
+	void *pages[PM_READ_PAGES];
+
+	for (size_t i = 0; i < scanner->ncandidates; i++) {
+		const struct pm_candidate *c = &scanner->candidates[i];
+
+		nodes[i] = 0;
+		pages[i] = c->chunk ? (void *)(uintptr_t)pm_chunk_address(c->chunk, c->i) : NULL;
+	}
+	if (scanner->knobs.merge_across_nodes || scanner->nodes < 2)
+		return;
+	if (syscall(SYS_move_pages, mm->pid, scanner->ncandidates, pages, NULL, nodes, 0) < 0)
+		return;
+	for (size_t i = 0; i < scanner->ncandidates; i++)
+		if (nodes[i] < 0 || nodes[i] >= PM_NODES_MAX)
+			nodes[i] = 0;
+}
+
+static uint32_t salt(int node)
+{
+	return (uint32_t)node * 2654435761u; /* a content has another sum on another node; none on node 0 */
+}
+
+/* ---- matching ---- */
+
+static void ask(struct pm_chunk *chunk, uint32_t i, uint32_t link, uint32_t slice)
+{
+	if (!chunk->mm->held_since)
+		chunk->mm->held_since = pm_now_ns();
+	pm_page_unleave(chunk, i);
+	chunk->link[i] = link;
+	chunk->touched = slice;
+	pm_set_state(chunk, i, PM_PENDING);
+}
+
+/* After a fork the same page is mapped at the same address by parent and child, until one of them writes. */
+static bool same_page(const struct pm_chunk *a, uint32_t i, const struct pm_chunk *b, uint32_t k)
+{
+	uint64_t address = pm_chunk_address(a, i);
+
+	return a->mm != b->mm && a->mm->family == b->mm->family && address == pm_chunk_address(b, k) &&
+	       !pm_track_exclusive(&a->mm->track, address) && !pm_track_exclusive(&b->mm->track, address);
+}
+
+struct found {
+	uint32_t slot;          /* with room, or PM_NO_SLOT */
+	struct pm_chunk *chunk; /* of an unshared page with the same sum, or NULL */
+	uint32_t i;
+	bool same; /* one is there, but it is the very same page */
+};
+
+static struct found find(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, uint32_t sum)
+{
+	struct found found = {.slot = PM_NO_SLOT};
+
+	for (uint32_t ref = pm_index_first(&scanner->index, sum); ref != PM_REF_NONE;
+	     ref = pm_index_next(&scanner->index, ref, sum)) {
+		struct pm_chunk *other;
+		uint32_t k;
+
+		if (ref & PM_REF_SLOT) {
+			uint32_t slot = ref & ~PM_REF_SLOT, users = pm_slot_users(&scanner->pool, slot);
+
+			if (!users || users >= scanner->knobs.max_page_sharing)
+				continue;
+			found.slot = slot;
+			return found;
+		}
+		other = pm_chunk_of(&scanner->chunks, ref, &k);
+		if (found.chunk || other->mm->deaf || (other == chunk && k == i))
+			continue;
+		if (same_page(chunk, i, other, k)) {
+			found.same = true;
+			continue;
+		}
+		found.chunk = other;
+		found.i = k;
+	}
+	return found;
+}
+
+/* A slot for the content of an unshared page: at the page's own position in its chunk's window. */
+static uint32_t slot_for(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, int node)
+{
+	int on = scanner->knobs.merge_across_nodes || scanner->nodes < 2 ? -1 : node;
+	struct pm_segment *segment = chunk->window == PM_NO_SLOT ? NULL : pm_pool_segment(&scanner->pool, chunk->window);
+	uint32_t slot;
+
+	if (!segment || segment->state != PM_SEGMENT_LIVE) {
+		if (pm_pool_window(&scanner->pool, on, false, &chunk->window)) {
+			chunk->window = PM_NO_SLOT;
+			return PM_NO_SLOT;
+		}
+		segment = pm_pool_segment(&scanner->pool, chunk->window);
+	}
+	slot = chunk->window + chunk->first + i;
+	if (segment->node == on && !pm_slot_filled(&scanner->pool, slot))
+		return slot;
+	/* The position was used for an earlier content of the page: slots are never used twice. */
+	do {
+		segment = scanner->spill[node] == PM_NO_SLOT ? NULL
+							     : pm_pool_segment(&scanner->pool, scanner->spill[node]);
+		if (!segment || segment->state != PM_SEGMENT_LIVE || segment->node != on ||
+		    scanner->spill_used[node] == PM_WINDOW_PAGES) {
+			if (pm_pool_window(&scanner->pool, on, true, &scanner->spill[node])) {
+				scanner->spill[node] = PM_NO_SLOT;
+				return PM_NO_SLOT;
+			}
+			scanner->spill_used[node] = 0;
+		}
+		slot = scanner->spill[node] + scanner->spill_used[node]++;
+	} while (pm_slot_filled(&scanner->pool, slot));
+	return slot;
+}
+
+void pm_page_leave(struct pm_chunk *chunk, uint32_t i, uint32_t link)
+{
+	pm_page_unleave(chunk, i);
+	if (link == PM_LINK_LEFT)
+		chunk->mm->left_for_vmas++;
+	chunk->link[i] = link;
+	if (chunk->state[i] % 32 < 4) /* from where the visits that are due become rare */
+		chunk->state[i] = (uint8_t)((chunk->state[i] & ~31) | 4);
+}
+
+static void match(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, uint32_t sum, const char *page,
+		  int node)
+{
+	struct found found;
+	uint32_t slot;
+
+	if (scanner->knobs.use_zero_pages && !chunk->mm->deaf && pm_page_is_zero(page)) {
+		ask(chunk, i, PM_LINK_ZERO, scanner->slice);
+		return;
+	}
+	found = find(scanner, chunk, i, sum);
+	if (chunk->mm->deaf) {
+		found.slot = PM_NO_SLOT;
+		found.chunk = NULL;
+	}
+	if (found.slot != PM_NO_SLOT && !pm_slot_get(&scanner->pool, found.slot)) {
+		ask(chunk, i, found.slot, scanner->slice);
+		return;
+	}
+	slot = found.chunk ? slot_for(scanner, found.chunk, found.i, node) : PM_NO_SLOT;
+	if (slot != PM_NO_SLOT) {
+		pm_index_remove(&scanner->index, pm_page_number(found.chunk, found.i), sum);
+		pm_pool_fill(&scanner->pool, &scanner->run, slot, sum, page);
+		pm_slot_get(&scanner->pool, slot);
+		pm_slot_get(&scanner->pool, slot);
+		pm_slot_index(scanner, slot);
+		ask(found.chunk, found.i, slot, scanner->slice);
+		ask(chunk, i, slot, scanner->slice);
+		return;
+	}
+	if (found.same) {
+		pm_page_leave(chunk, i, PM_LINK_KNOWN);
+		return;
+	}
+	pm_page_unleave(chunk, i);
+	pm_set_state(chunk, i, PM_UNSHARED);
+	pm_index_insert(&scanner->index, pm_page_number(chunk, i), sum);
+}
+
+bool pm_match_known(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i)
+{
+	struct found found;
+
+	if (chunk->mm->deaf)
+		return true;
+	found = find(scanner, chunk, i, chunk->sum[i]);
+	if (found.slot == PM_NO_SLOT || pm_slot_get(&scanner->pool, found.slot))
+		return false;
+	ask(chunk, i, found.slot, scanner->slice);
+	return true;
+}
+
+/* Whether what was read makes the page a candidate, now that its sum is known. */
+static bool proven(struct pm_scanner *scanner, const struct pm_candidate *c, uint32_t sum)
+{
+	struct pm_chunk *chunk = c->chunk;
+	uint32_t before = chunk->sum[c->i];
+	unsigned int state = pm_page_state(chunk, c->i);
+
+	if (state == PM_UNSHARED) { /* without tracking: is it still what the index says? */
+		if (before != sum) {
+			pm_page_detach(scanner, chunk, c->i, PM_LOOKED);
+			chunk->sum[c->i] = sum;
+		}
+		return false;
+	}
+	if (state != PM_LOOKED)
+		return false;
+	chunk->sum[c->i] = sum;
+	if (c->decided || before == sum)
+		return true;
+	pm_page_unleave(chunk, c->i);
+	chunk->link[c->i] = PM_REF_NONE;
+	return false;
+}
+
+void pm_candidates_match(struct pm_scanner *scanner)
+{
+	struct pm_candidate *c = scanner->candidates;
+	int nodes[PM_READ_PAGES];
+	size_t n = scanner->ncandidates;
+
+	if (!n)
+		return;
+	read_candidates(scanner, c[0].chunk->mm);
+	for (size_t i = 0; i < n; i++)
+		if (c[i].chunk) {
+			find_nodes(scanner, c[i].chunk->mm, nodes);
+			break;
+		}
+	for (size_t i = 0; i < n; i++) {
+		if (!c[i].chunk)
+			continue;
+		scanner->sums[i] = (uint32_t)pm_page_hash(scanner->buffer + i * PM_PAGE_SIZE) + salt(nodes[i]);
+		scanner->counts.bytes_hashed += PM_PAGE_SIZE;
+		pm_index_prefetch(&scanner->index, scanner->sums[i]);
+	}
+	for (size_t i = 0; i < n; i++)
+		if (c[i].chunk && proven(scanner, &c[i], scanner->sums[i]))
+			match(scanner, c[i].chunk, c[i].i, scanner->sums[i], scanner->buffer + i * PM_PAGE_SIZE, nodes[i]);
+	scanner->ncandidates = 0;
+	if (pm_pool_flush(&scanner->pool, &scanner->run))
+		scanner->counts.write_errors++;
+}

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: MIT */
+/* The end of a pass: segments that are dead or mostly dead. */
+#include "scanner.h"
+
+#include <string.h>
+
+enum {
+	RETIRE_DEAD = 256,  /* slots: 1 MiB, below which moving things is not worth it */
+	RETIRE_PART = 4,    /* dead slots are more than one in so many */
+	RETIRE_STEADY = 2,  /* passes without change: a workload that is just ending ends first */
+	IDLE_PASSES = 2,
+};
+
+/* Take a segment's contents out of the index; the pages mapped from it become candidates again. */
+static void retire(struct pm_scanner *scanner, struct pm_segment *segment)
+{
+	for (uint32_t at = 0; at < PM_SEGMENT_PAGES; at++)
+		pm_slot_unindex(scanner, segment->id << PM_SEGMENT_SHIFT | at);
+	for (struct pm_mm *mm = scanner->mms; mm; mm = mm->next) {
+		for (size_t c = 0; c < mm->nchunks; c++) {
+			struct pm_chunk *chunk = mm->chunks[c];
+
+			for (uint32_t i = 0; i < chunk->n; i++) {
+				unsigned int state = pm_page_state(chunk, i);
+
+				if ((state == PM_MERGED || state == PM_PENDING) &&
+				    chunk->link[i] >> PM_SEGMENT_SHIFT == segment->id) {
+					pm_page_detach(scanner, chunk, i, PM_LOOKED);
+					mm->stale = true;
+				}
+			}
+		}
+	}
+	pm_pool_retire(&scanner->pool, segment);
+	scanner->counts.segments_retired++;
+}
+
+/* Whether a known process still maps a retired segment; only for the numbers: the kernel keeps what is mapped. */
+static bool mapped(const struct pm_scanner *scanner, const struct pm_segment *segment)
+{
+	for (const struct pm_mm *mm = scanner->mms; mm; mm = mm->next)
+		for (size_t p = 0; mm->foreign && p < mm->nparts; p++)
+			if (mm->parts[p].segment == segment->id)
+				return true;
+	return false;
+}
+
+static void drop(struct pm_scanner *scanner, struct pm_segment *segment)
+{
+	for (struct pm_mm *mm = scanner->mms; mm; mm = mm->next)
+		for (size_t p = 0; p < mm->nparts; p++) {
+			struct pm_part *part = &mm->parts[p];
+
+			if (part->segment == segment->id)
+				part->segment = PM_NO_SLOT;
+			if (part->slot != PM_NO_SLOT && part->slot >> PM_SEGMENT_SHIFT == segment->id) {
+				part->slot = PM_NO_SLOT;
+				mm->foreign = true;
+				mm->stale = true;
+			}
+		}
+	pm_pool_drop(&scanner->pool, segment);
+	scanner->counts.segments_dropped++;
+}
+
+void pm_end_pass(struct pm_scanner *scanner)
+{
+	for (uint32_t id = 0; id < scanner->pool.nsegments; id++) {
+		struct pm_segment *segment = scanner->pool.segments[id];
+		uint32_t dead;
+
+		if (!segment)
+			continue;
+		dead = segment->written - segment->live;
+		if (segment->live) {
+			segment->idle = 0;
+		} else if (segment->state == PM_SEGMENT_RETIRED && mapped(scanner, segment)) {
+			continue;
+		} else if (++segment->idle >= IDLE_PASSES) {
+			drop(scanner, segment);
+			continue;
+		}
+		segment->steady = dead == segment->dead_before ? (uint8_t)(segment->steady + (segment->steady < 255)) : 0;
+		segment->dead_before = dead;
+		if (segment->state == PM_SEGMENT_LIVE && segment->live && dead >= RETIRE_DEAD &&
+		    dead > segment->written / RETIRE_PART && segment->steady >= RETIRE_STEADY)
+			retire(scanner, segment);
+	}
+}
+
+uint64_t pm_metadata(const struct pm_scanner *scanner)
+{
+	return scanner->chunks.metadata + scanner->pool.metadata + pm_index_metadata(&scanner->index);
+}
