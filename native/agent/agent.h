@@ -43,6 +43,9 @@ struct pm_vma {
 int pm_vma_find(uint64_t addr, struct pm_vma *out); /* the mapping at or after addr: 0, or -ENOENT */
 long pm_vma_count(void);
 
+/* dir.c */
+int pm_dir_each(int dir, int (*see)(const char *name, void *context), void *context);
+
 /* agent.c */
 void pm_replace_lock(void);
 void pm_replace_unlock(void);

@@ -8,7 +8,6 @@
  */
 #include "agent.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <sched.h>
@@ -26,14 +25,6 @@ struct kernel_sigaction {
 	unsigned long flags;
 	void (*restorer)(void);
 	uint64_t mask;
-};
-
-struct kernel_dirent {
-	uint64_t ino;
-	int64_t off;
-	uint16_t reclen;
-	uint8_t type;
-	char name[];
 };
 
 static _Atomic uint32_t epoch;           /* odd: stopped; also the futex that the stopped wait on */
@@ -213,33 +204,30 @@ static bool is_dead(int tid)
 	return !end || end[2] == 'Z' || end[2] == 'X';
 }
 
-/* Signal every thread that has not arrived; the number of those still missing, or -errno. */
-static int chase(int dir, int self, uint32_t number, bool look_closely)
+struct chase {
+	int self, missing;
+	uint32_t number;
+	bool look_closely;
+};
+
+static int chase_one(const char *name, void *context)
 {
-	char buffer[8192] __attribute__((aligned(8)));
-	int missing = 0;
-	long n;
+	struct chase *chase = context;
+	int tid = atoi(name);
 
-	if (lseek(dir, 0, SEEK_SET) < 0)
-		return -errno;
-	while ((n = syscall(SYS_getdents64, dir, buffer, sizeof(buffer))) > 0) {
-		for (long at = 0; at < n;) {
-			const struct kernel_dirent *entry = (const void *)(buffer + at);
-			int tid = atoi(entry->name);
+	if (tid <= 0 || tid == chase->self || is_parked(tid) || (chase->look_closely && is_dead(tid)))
+		return 0;
+	chase->missing++;
+	return was_signalled(tid) ? 0 : signal_thread(tid, chase->number);
+}
 
-			at += entry->reclen;
-			if (tid <= 0 || tid == self || is_parked(tid) || (look_closely && is_dead(tid)))
-				continue;
-			missing++;
-			if (!was_signalled(tid)) {
-				int error = signal_thread(tid, number);
+/* Signal every thread that has not arrived; the number of those still missing, or -errno. */
+static int chase_all(int dir, int self, uint32_t number, bool look_closely)
+{
+	struct chase chase = { .self = self, .number = number, .look_closely = look_closely };
+	int error = pm_dir_each(dir, chase_one, &chase);
 
-				if (error)
-					return error;
-			}
-		}
-	}
-	return n < 0 ? -errno : missing;
+	return error ? error : chase.missing;
 }
 
 static uint64_t now_usecs(void)
@@ -271,7 +259,7 @@ int pm_freeze_begin(unsigned int timeout_usecs)
 	for (unsigned int turn = 0;; turn++) {
 		uint32_t seen = atomic_load(&arrived_futex);
 
-		missing = chase(dir, self, number, turn > 20);
+		missing = chase_all(dir, self, number, turn > 20);
 		if (missing <= 0)
 			break;
 		if (now_usecs() >= deadline) {

@@ -7,7 +7,6 @@
  */
 #include "link.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
@@ -139,32 +138,42 @@ static int open_tracker(void)
 	return fd;
 }
 
-/* Descriptors whose owner may write to pages behind the page tables' back: "" or their name. */
-static void find_refusal(char *out)
+/* Descriptors by which pages may be written behind the page tables' back. */
+static int see_descriptor(const char *name, void *refusal)
 {
 	static const struct {
 		const char *prefix, *name;
 	} devices[] = {
-		{ "anon_inode:[io_uring]", "io_uring" }, { "anon_inode:[vfio", "vfio" },  { "/dev/vfio/", "vfio" },
-		{ "/dev/vhost-", "vhost" },		 { "/dev/infiniband/", "rdma" }, { "anon_inode:kvm-vm", "" },
+		{ "anon_inode:[io_uring]", "io_uring" }, { "anon_inode:[vfio", "vfio" },   { "/dev/vfio/", "vfio" },
+		{ "/dev/vhost-", "vhost" },		 { "/dev/infiniband/", "rdma" },
 	};
 	char path[64], target[64];
-	DIR *dir = opendir("/proc/self/fd");
-	struct dirent *entry;
+	ssize_t n;
 
-	out[0] = 0;
-	while (dir && (entry = readdir(dir))) {
-		snprintf(path, sizeof(path), "/proc/self/fd/%.16s", entry->d_name);
-		ssize_t n = readlink(path, target, sizeof(target) - 1);
-		if (n <= 0)
-			continue;
-		target[n] = 0;
-		for (size_t i = 0; i < sizeof(devices) / sizeof(*devices); i++)
-			if (strncmp(target, devices[i].prefix, strlen(devices[i].prefix)) == 0 && devices[i].name[0])
-				snprintf(out, PM_DOMAIN_MAX, "%s", devices[i].name);
-	}
-	if (dir)
-		closedir(dir);
+	snprintf(path, sizeof(path), "/proc/self/fd/%.16s", name);
+	n = readlink(path, target, sizeof(target) - 1);
+	if (n <= 0)
+		return 0;
+	target[n] = 0;
+	for (size_t i = 0; i < sizeof(devices) / sizeof(*devices); i++)
+		if (strncmp(target, devices[i].prefix, strlen(devices[i].prefix)) == 0) {
+			snprintf(refusal, PM_DOMAIN_MAX, "%s", devices[i].name);
+			return 1;
+		}
+	return 0;
+}
+
+/* Why this process can't be merged, "" if it can. */
+static bool find_refusal(char *refusal)
+{
+	int dir = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	refusal[0] = 0;
+	if (dir < 0)
+		return false;
+	pm_dir_each(dir, see_descriptor, refusal);
+	close(dir);
+	return refusal[0] != 0;
 }
 
 /* The barriers that this process can use; PAGEMERGE_BARRIER leaves one of them (and sealed, which needs no leave). */
@@ -282,6 +291,7 @@ static void carry_out(size_t length, const int *fds, uint32_t nfds)
 	const void *body = buffers->in + sizeof(*header);
 	struct pm_outcome *out = &buffers->out;
 	struct timespec cpu;
+	char refusal[PM_DOMAIN_MAX];
 
 	if (pm_message_check(buffers->in, length, false, &reason)) {
 		hang_up(); /* not the daemon's language */
@@ -299,8 +309,12 @@ static void carry_out(size_t length, const int *fds, uint32_t nfds)
 		prctl(PR_SET_PTRACER, welcome->daemon_pid, 0, 0, 0);
 		return;
 	}
+	bool refused = header->type == PM_MERGE && find_refusal(refusal);
+
 	pm_replace_lock();
-	if (header->type == PM_MERGE) {
+	if (refused) {
+		out->result.error = -EBUSY;
+	} else if (header->type == PM_MERGE) {
 		struct pm_request request = {
 			.runs = body, .count = header->count, .fds = fds, .nfds = nfds,
 			.tracker = -1, .barrier = barriers, .freeze_max_usecs = freeze_max_usecs,
