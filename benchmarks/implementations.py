@@ -94,7 +94,8 @@ class _Engine:
         return process_cpu_seconds(self._daemon.process.pid)
 
     def metadata_bytes(self) -> float:
-        return float(self._daemon.call("status")["daemon"]["metadata_bytes"])
+        status = self._daemon.call("status")
+        return float(status["daemon"].get("metadata_bytes") or status["counters"]["metadata_bytes"])
 
     def notes(self) -> dict[str, Any]:
         status: dict[str, Any] = self._daemon.call("status")
