@@ -47,7 +47,8 @@ def print_status(
                 )
                 for counter in COUNTERS
                 # what only the engine counts says nothing of the kernel's KSM
-                if not counter.engine_only or counters.get(counter.name) is not None
+                if (not counter.engine_only or counters.get(counter.name) is not None)
+                and (not counter.is_detail or counters.get(counter.name))
             ],
             left=("counter", "meaning"),
         ),
