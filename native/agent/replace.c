@@ -22,7 +22,7 @@ enum {
 	BATCH_PAGES = 1024,
 	GROUP_PAGES = 512,
 	COPY_AT_MOST = 8, /* pages that prove different are kept as private copies, up to this many a group */
-	BOUNCE_PAGES = 64,
+	BOUNCE_PAGES = 32,
 	STOP_TIMEOUT_USECS = 3000,
 	VMA_RESERVE = 1000,
 };
@@ -539,6 +539,7 @@ void pm_merge(const struct pm_request *request, struct pm_outcome *outcome)
 			finish(&groups[i], outcome);
 	}
 	unmap_views(request->nfds);
+	pm_madvise(bounce, sizeof(bounce), MADV_DONTNEED); /* a guest takes little room */
 	if (pagemap >= 0)
 		close(pagemap);
 }
