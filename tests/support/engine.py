@@ -8,12 +8,12 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support.users import package_for, python_for
 from tests.support.waiting import wait_until
 
 __all__ = ["EngineDaemon", "run_engine_daemon"]
@@ -46,8 +46,8 @@ class EngineDaemon:
     def _start(self) -> subprocess.Popen[bytes]:
         with self.log_path.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pagemerge", "daemon", *self._arguments],
-                env={**os.environ, **self.env, **self._extra},
+                [python_for(self._user), "-m", "pagemerge", "daemon", *self._arguments],
+                env={**os.environ, **self.env, **self._extra, **package_for(self._user)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -94,6 +94,13 @@ class EngineDaemon:
         """The counters, by the kernel's names."""
         found: dict[str, int] = self.call("status")["counters"]
         return found
+
+    def wait_registered(self, processes: int) -> None:
+        """Wait until ksmd knows of so many processes: marks reach it after madvise has returned."""
+        wait_until(
+            lambda: self.call("status")["daemon"]["registered"] == processes,
+            f"{processes} registered processes",
+        )
 
     def settle(self, passes: int = 3, seconds: float = 60.0) -> dict[str, int]:
         """Wait until that many passes have ended, and return the counters."""

@@ -6,7 +6,6 @@ import atexit
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,12 +13,10 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-import pagemerge
 from tests.support.processes import Child
+from tests.support.users import agent_for, python_for
 
-__all__ = ["AGENT", "agent_env", "compiled", "holder", "read_stress", "run_stress"]
-
-AGENT = Path(os.environ.get("PM_AGENT", str(Path(pagemerge.__file__).parent / "libpagemerge-agent.so")))
+__all__ = ["agent_env", "compiled", "holder", "read_stress", "run_stress"]
 
 # Lines in: "fill SEED N" (pages alike in all processes with the same seed), "unique N", "zero N",
 # "same CHAR N", "mark", "unmark", "write INDEX VALUE", "sum", "drop" (munmap), "dontneed", "fork",
@@ -79,10 +76,10 @@ for line in sys.stdin:
 """
 
 
-def agent_env(runtime: Path, **more: str) -> dict[str, str]:
+def agent_env(runtime: Path, user: int | None = None, **more: str) -> dict[str, str]:
     """The environment that brings the agent into a program, as `pagemerge run` sets it."""
     return {
-        "LD_PRELOAD": str(AGENT),
+        "LD_PRELOAD": str(agent_for(user)),
         "PAGEMERGE_AGENT_SOCKET": str(runtime / "agent.sock"),
         **more,
     }
@@ -96,9 +93,9 @@ def holder(env: Mapping[str, str], user: int | None = None, lacks: str = "") -> 
         user: Number of the user to run as (root only).
         lacks: What deny.c takes away: "userfaultfd,pagemap_scan" ... .
     """
-    if not lacks:
-        return Child(_HOLDER, env=env, user=user)
-    argv = [str(compiled("deny")), lacks, sys.executable, "-c", _HOLDER]
+    argv = [python_for(user), "-c", _HOLDER]
+    if lacks:
+        argv = [str(compiled("deny")), lacks, *argv]
     return Child(argv, env=env, user=user)
 
 

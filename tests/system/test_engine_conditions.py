@@ -27,6 +27,7 @@ def merged_pair(daemon: EngineDaemon, one: Child, two: Child, pages: int = N) ->
     for child in (one, two):
         child.ask(f"fill seed {pages}")
         assert child.ask("mark") == "0"
+    daemon.wait_registered(2)
     daemon.set(run=1)
     counters = daemon.settle(3)
     assert (counters["pages_shared"], counters["pages_sharing"]) == (pages, pages)
@@ -72,8 +73,8 @@ def test_merged_pages_go_to_swap_and_come_back_shared(
             (group / "cgroup.procs").write_text(str(engine_daemon.process.pid))
             sums = merged_pair(engine_daemon, one, two)
             free = read_meminfo("SwapFree")
-            (group / "memory.limit_in_bytes").write_text(str(N * 4096 // 2 + (24 << 20)))
-            (group / "memory.limit_in_bytes").write_text(str(24 << 20))
+            with contextlib.suppress(OSError):  # EBUSY: not everything could go
+                (group / "memory.limit_in_bytes").write_text(str(4 << 20))
             assert read_meminfo("SwapFree") < free - (1 << 20), "nothing was swapped"
             assert [one.ask("sum"), two.ask("sum")] == sums
             (group / "memory.limit_in_bytes").write_text("-1")
@@ -158,7 +159,7 @@ def test_a_user_without_privileges_merges_with_a_daemon_of_his_own() -> None:
     with run_engine_daemon(
         user=nobody, pages_to_scan=100_000, sleep_millisecs=0, smart_scan=0, run=0
     ) as daemon:
-        env = agent_env(daemon.runtime)
+        env = agent_env(daemon.runtime, nobody)
         with holder(env, user=nobody) as one, holder(env, user=nobody) as two:
             sums = merged_pair(daemon, one, two, 512)
             assert [one.ask("sum"), two.ask("sum")] == sums
@@ -197,6 +198,7 @@ def write_times(daemon: EngineDaemon, domain: str, seed: str) -> list[int]:
     ):
         victim.read_line()
         attacker.read_line()
+        daemon.wait_registered(2)
         daemon.settle(4)
         daemon.set(run=0)
         line = attacker.ask("")
@@ -214,9 +216,11 @@ def test_write_latency_tells_an_attacker_nothing_across_domains(
     assert inside > 1.2 * outside
     # Across domains a right guess looks like a wrong one: a threshold does no better than chance.
     right, wrong = [], []
-    for _ in range(4):
-        right += write_times(engine_daemon, "attacker", "secret")
-        wrong += write_times(engine_daemon, "attacker", "wrong guess")
+    for turn in range(8):  # by turns, so that a machine that gets faster or slower favours neither
+        if turn % 4 in (0, 3):
+            right += write_times(engine_daemon, "attacker", "secret")
+        else:
+            wrong += write_times(engine_daemon, "attacker", "wrong guess")
     middle = statistics.median(right + wrong)
     hits = sum(t > middle for t in right) + sum(t <= middle for t in wrong)
     assert 0.4 < hits / (len(right) + len(wrong)) < 0.6

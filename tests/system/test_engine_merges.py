@@ -27,6 +27,7 @@ def twins(engine_daemon: EngineDaemon) -> Iterator[list[Child]]:
         for child in children:
             assert child.ask(f"fill seed {N}") == "ok"
             assert child.ask("mark") == "0"
+        engine_daemon.wait_registered(3)
         yield children
 
 
@@ -119,6 +120,7 @@ def test_zero_pages_need_no_pool(engine_daemon: EngineDaemon) -> None:
         child.ask(f"zero {N}")
         child.ask("mark")
         before = child.ask("sum")
+        engine_daemon.wait_registered(1)
         counters = merge(engine_daemon)
         assert counters["ksm_zero_pages"] == N
         assert counters["pages_shared"] == 0
@@ -170,6 +172,7 @@ def test_two_domains_never_share_a_page(engine_daemon: EngineDaemon) -> None:
             child.ask(f"fill seed {N}")
             child.ask("mark")
             children.append(child)
+        engine_daemon.wait_registered(3)
         counters = merge(engine_daemon)
         assert (counters["pages_shared"], counters["pages_sharing"]) == (N, N)
         assert read_smaps_rollup(children[2].pid)["Private_Dirty"] >= N * PAGE
@@ -197,6 +200,7 @@ def test_max_page_sharing_gives_the_kernels_numbers(
     with holder(agent_env(engine_daemon.runtime)) as child:
         child.ask(f"same x {count}")
         child.ask("mark")
+        engine_daemon.wait_registered(1)
         counters = merge(engine_daemon, 5)
         full, rest = divmod(count, limit)
         shared = full + (rest >= 2)

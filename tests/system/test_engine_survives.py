@@ -157,7 +157,7 @@ def test_another_user_is_turned_away(engine_daemon: EngineDaemon) -> None:
     engine_daemon.runtime.chmod(0o777)
     (engine_daemon.runtime / "agent.sock").chmod(0o777)
     engine_daemon.set(run=1)
-    with holder(agent_env(engine_daemon.runtime), user=65534) as child:
+    with holder(agent_env(engine_daemon.runtime, 65534), user=65534) as child:
         child.ask("fill seed 64")
         child.ask("mark")
         wait_until(lambda: "is not this daemon's" in engine_daemon.log_text(), "the refusal")
