@@ -9,6 +9,7 @@
 
 #pragma GCC diagnostic ignored "-Wpedantic" /* type slots hold functions as void pointers */
 
+int pm_add_census(PyObject *module);
 int pm_add_scanner(PyObject *module);
 
 #endif

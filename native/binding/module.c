@@ -129,6 +129,8 @@ static int module_exec(PyObject *module)
 	    PyModule_AddIntConstant(module, "SEGMENT_PAGES", PM_SEGMENT_PAGES) < 0 ||
 	    PyModule_AddStringConstant(module, "HASH_VARIANT", pm_hash_variant()) < 0)
 		return -1;
+	if (pm_add_census(module) < 0)
+		return -1;
 	return pm_add_scanner(module);
 }
 

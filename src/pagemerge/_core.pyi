@@ -1,6 +1,6 @@
 """The C core: per-page work, without the interpreter lock."""
 
-from typing import Final
+from typing import Any, Final
 
 PAGE_SIZE: Final[int]
 PROTOCOL_VERSION: Final[int]
@@ -76,3 +76,34 @@ def check_message(datagram: bytes, to_daemon: bool) -> None:
     """ValueError, with the reason, where a datagram is not well-formed."""
 def parse_maps(text: bytes) -> list[tuple[int, int, str, int, int, int, str]]:
     """Lines of /proc/PID/maps: (start, end, perms, offset, dev, inode, path)."""
+
+class Census:
+    """What the present anonymous pages of processes hold, by hash; see native/core/census.h."""
+
+    def __init__(self, sample: int = 1, salt: int = 0, threads: int = 0) -> None: ...
+    def add_process(self, pid: int, pagemap_fd: int, mem_fd: int = -1, /) -> int:
+        """`mem_fd` is /proc/PID/mem: without it, reading unshares what fork left shared."""
+    def add_file(self, fd: int, /) -> int: ...
+    def add_region(self, space: int, start: int, end: int, offset: int = 0, /) -> int:
+        """Spaces and addresses in ascending order; whole pages."""
+    def read(self) -> None:
+        """Read everything; InterruptedError after `cancel`."""
+    def look_again(self) -> None: ...
+    def progress(self) -> tuple[int, int]: ...
+    def cancel(self) -> None: ...
+    def group(
+        self, max_page_sharing: int, parties: list[tuple[bytes, int]], top: int = 0, /
+    ) -> tuple[dict[str, Any], list[bytes], list[tuple[int, int, int, int, int, int, int]]]:
+        """Once: (totals, matrices of doubles, top contents).
+
+        A party is a packed uint32 for each region; a content is (hash, pages, frames, spaces, regions, region, page).
+        """
+    def runs(self, gap_pages: int, /) -> tuple[int, int, int, list[int]]:
+        """After `group`: (runs, pages, gap pages, runs of 1, 2-3, 4-7 ... pages)."""
+    def select(self) -> tuple[bytes, bytes]:
+        """After `group`: regions, the most useful first (uint32), and pages saved by them so far (double)."""
+    def regions(self) -> bytes: ...
+    def spaces(self) -> list[tuple[int, int]]:
+        """(0 read, 1 gone, 2 refused, 3 failed; errno) of each space."""
+    def held_bytes(self) -> int: ...
+    def frames_known(self) -> bool: ...

@@ -9,7 +9,18 @@ from collections.abc import Sequence
 from typing import Any, Final, NoReturn, Protocol
 
 from pagemerge import __version__
-from pagemerge.commands import completion, daemon, manual, ps, regions, run, status, stop
+from pagemerge.commands import (
+    advise,
+    completion,
+    daemon,
+    estimate,
+    manual,
+    ps,
+    regions,
+    run,
+    status,
+    stop,
+)
 from pagemerge.commands import set as set_knobs
 from pagemerge.errors import CommandError, PagemergeError
 
@@ -38,6 +49,8 @@ COMMANDS: Final[tuple[Command, ...]] = (
     set_knobs,
     ps,
     regions,
+    estimate,
+    advise,
     daemon,
     stop,
     completion,

@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: MIT */
+/* What census.c (reading) and census_group.c (counting) share; nobody else includes it. */
+#ifndef PM_CENSUS_IMPL_H
+#define PM_CENSUS_IMPL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "census.h"
+#include "sys.h"
+
+/*
+ * A record's place: the page's number from the segment's base, below the flags.  With 12 bytes a record and 4 for the
+ * sorted index there is no room for more.
+ */
+#define PM_POS_BITS 25
+#define PM_POS_MASK ((1u << PM_POS_BITS) - 1)
+enum pm_record_flag {
+	PM_REC_ALIAS = 1u << 25,    /* not the first mapping of its frame (frames known), or not exclusive (unknown) */
+	PM_REC_HUGE = 1u << 26,	    /* part of a huge mapping */
+	PM_REC_KSM = 1u << 27,	    /* merged already */
+	PM_REC_ZERO = 1u << 28,
+	PM_REC_VOLATILE = 1u << 29,
+	PM_REC_MERGED = 1u << 30,   /* would be merged; set by grouping */
+};
+
+struct pm_space {
+	int pid; /* 0: a file */
+	int fd;	 /* pagemap, or the file */
+	int mem_fd;
+	_Atomic int state;
+	_Atomic int error;
+};
+
+struct pm_region {
+	uint64_t start, end; /* pages */
+	uint64_t offset;     /* bytes in the file */
+	uint32_t space;
+	struct pm_census_region_info info;
+};
+
+struct pm_segment { /* records that follow each other: one window's */
+	uint64_t base; /* page number of position 0 */
+	uint64_t first;
+	uint32_t count;
+	uint32_t region;
+};
+
+struct pm_window {
+	uint64_t start; /* page */
+	uint32_t pages;
+	uint32_t region;
+};
+
+struct pm_census {
+	uint32_t sample, threshold;
+	uint64_t salt;
+	unsigned int threads;
+	_Atomic bool frames_known, scan_works;
+	bool ksm_active;
+	int kpageflags_fd;
+	uint64_t zero_hash;
+	_Atomic uint64_t *frames; /* a bit a physical page: seen */
+	size_t frames_bytes;
+
+	struct pm_space *spaces;
+	size_t nspaces, spaces_room;
+	struct pm_region *regions;
+	size_t nregions, regions_room;
+	struct pm_window *windows;
+	size_t nwindows, windows_room;
+	struct pm_segment *segments;
+	size_t nsegments, segments_room;
+
+	uint64_t *hash; /* after grouping: uint32_t group numbers, see pm_group_of() */
+	uint32_t *pos;
+	size_t held, room;
+	bool grouped;
+	uint32_t ngroups;
+	uint64_t peak_bytes;
+
+	pthread_mutex_t lock;
+	_Atomic uint64_t next, done, total, zero_frames;
+	_Atomic bool cancelled;
+	_Atomic int error;
+};
+
+static inline bool pm_space_usable(const struct pm_census *c, uint32_t space)
+{
+	return atomic_load_explicit(&c->spaces[space].state, memory_order_relaxed) == PM_SPACE_READ;
+}
+
+/* Run fn in c->threads threads, this one among them. */
+int pm_census_run_threads(struct pm_census *c, void *(*fn)(void *));
+/* Memory that costs nothing until it is touched; NULL when there is none. */
+void *pm_census_reserve(size_t bytes);
+
+#endif

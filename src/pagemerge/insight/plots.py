@@ -1,0 +1,171 @@
+# ruff: noqa: E501  # lines of style and SVG are read better whole
+"""Plots as SVG text, for a page that works offline; colours are the page's CSS variables."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+
+__all__ = ["bars", "columns", "heat_map", "treemap"]
+
+Tile = tuple[str, str, float, str]  # name, explanation, size, colour
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _short(label: str, characters: int) -> str:
+    """Cut a label in its middle, where the least is lost."""
+    if len(label) <= characters:
+        return label
+    head = (characters - 1) // 2
+    return f"{label[:head]}…{label[len(label) - (characters - 1 - head) :]}"
+
+
+def _svg(width: float, height: float, body: str, label: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" '
+        f'role="img" aria-label="{_text(label)}">{body}</svg>'
+    )
+
+
+def bars(rows: Sequence[tuple[str, float, str]]) -> str:
+    """Draw a horizontal bar for each (label, value, text of the value)."""
+    if not rows:
+        return "<div class=note>nothing</div>"
+    most = max(value for _, value, _ in rows) or 1.0
+    parts = []
+    for i, (label, value, shown) in enumerate(rows):
+        y = i * 26
+        parts.append(
+            f'<text x="350" y="{y + 17}" text-anchor="end"><title>{_text(label)}</title>'
+            f"{_text(_short(label, 50))}</text>"
+            f'<rect x="360" y="{y + 4}" width="{max(1.0, 640 * value / most):.1f}" height="18" rx="3" '
+            f'fill="var(--hue)"/><text class="dim" x="{366 + 640 * value / most:.1f}" y="{y + 17}">'
+            f"{_text(shown)}</text>"
+        )
+    return _svg(1100, len(rows) * 26 + 4, "".join(parts), "bars")
+
+
+def columns(rows: Sequence[tuple[str, float]]) -> str:
+    """Draw a column for each (label, value), with the value over it."""
+    if not any(value for _, value in rows):
+        return "<div class=note>nothing to merge</div>"
+    most = max(value for _, value in rows)
+    step, height = 68, 200
+    parts = [
+        f'<line class="grid" x1="0" x2="{step * len(rows)}" y1="{height + 20}" y2="{height + 20}"/>'
+    ]
+    for i, (label, value) in enumerate(rows):
+        tall = height * value / most
+        x = i * step + 8
+        parts.append(
+            f'<rect x="{x}" y="{height + 20 - tall:.1f}" width="{step - 16}" height="{tall:.1f}" rx="3" '
+            f'fill="var(--hue)"/>'
+            f'<text class="dim" x="{x + step / 2 - 8}" y="{height + 14 - tall:.1f}" text-anchor="middle">'
+            f"{value:,.0f}</text>"
+            f'<text x="{x + step / 2 - 8}" y="{height + 38}" text-anchor="middle">{_text(label)}</text>'
+        )
+    return _svg(step * len(rows) + 8, height + 48, "".join(parts), "columns")
+
+
+def heat_map(
+    labels: Sequence[str], cells: Sequence[Sequence[float]], render: Callable[[float], str]
+) -> str:
+    """Draw a square matrix; the darker, the more. Values are written in where they fit."""
+    size = len(labels)
+    side = max(14, min(72, 760 // size))
+    most = max((value for row in cells for value in row), default=0.0) or 1.0
+    left, top = 290, 16
+    parts = []
+    for i, label in enumerate(labels):
+        y = top + i * side
+        parts.append(
+            f'<text x="{left - 10}" y="{y + side / 2 + 4:g}" text-anchor="end">'
+            f'<title>{_text(label)}</title>{_text(_short(label, 36))} <tspan class="dim">{i + 1}</tspan></text>'
+            f'<text class="dim" x="{left + i * side + side / 2:g}" y="{top - 5}" text-anchor="middle">{i + 1}</text>'
+        )
+        for j, value in enumerate(cells[i]):
+            share = value / most
+            # a root, so that small shares are seen; opacity over the page keeps it right in the dark
+            alpha = 0.06 + 0.94 * share**0.5 if value else 0.03
+            x = left + j * side
+            parts.append(
+                f'<rect x="{x + 0.5}" y="{y + 0.5}" width="{side - 1}" height="{side - 1}" rx="2" '
+                f'fill="rgba(var(--heat),{alpha:.3f})"><title>{_text(label)} and {_text(labels[j])}: '
+                f"{_text(render(value))}</title></rect>"
+            )
+            if side >= 56 and value:
+                colour = ' class="on"' if alpha > 0.55 else ""
+                parts.append(
+                    f'<text{colour} x="{x + side / 2:g}" y="{y + side / 2 + 4:g}" text-anchor="middle" '
+                    f'font-size="11">{_text(render(value))}</text>'
+                )
+    return _svg(left + size * side + 8, top + size * side + 6, "".join(parts), "heat map")
+
+
+def treemap(tiles: Sequence[Tile], width: float = 1100, height: float = 380) -> str:
+    """Draw tiles whose areas are their sizes, nearly square (squarified treemap)."""
+    tiles = sorted((tile for tile in tiles if tile[2] > 0), key=lambda tile: -tile[2])
+    if not tiles:
+        return "<div class=note>nothing to merge</div>"
+    scale = width * height / sum(tile[2] for tile in tiles)
+    parts: list[str] = []
+    x, y, w, h = 0.0, 0.0, width, height
+    rest = list(tiles)
+    while rest:
+        row = _row(rest, min(w, h), scale)
+        rest = rest[len(row) :]
+        area = sum(tile[2] for tile in row) * scale
+        thick = area / min(w, h) if min(w, h) > 0 else 0.0
+        at = 0.0
+        for tile in row:
+            length = tile[2] * scale / thick if thick else 0.0
+            if w >= h:
+                parts.append(_tile(tile, x, y + at, thick, length))
+            else:
+                parts.append(_tile(tile, x + at, y, length, thick))
+            at += length
+        if w >= h:
+            x, w = x + thick, max(0.0, w - thick)
+        else:
+            y, h = y + thick, max(0.0, h - thick)
+    return _svg(width, height, "".join(parts), "savings by region")
+
+
+def _row(tiles: Sequence[Tile], side: float, scale: float) -> list[Tile]:
+    """Take tiles into one row as long as that makes its worst tile squarer."""
+    row: list[Tile] = []
+    worst = float("inf")
+    for tile in tiles:
+        areas = [t[2] * scale for t in (*row, tile)]
+        total = sum(areas)
+        now = (
+            max(side * side * max(areas) / total**2, total**2 / (side * side * min(areas)))
+            if side
+            else 0
+        )
+        if row and now > worst:
+            break
+        row.append(tile)
+        worst = now
+    return row
+
+
+def _tile(tile: Tile, x: float, y: float, width: float, height: float) -> str:
+    name, where, _, colour = tile
+    box = (
+        f'<rect x="{x + 1:.1f}" y="{y + 1:.1f}" width="{max(0.0, width - 2):.1f}" '
+        f'height="{max(0.0, height - 2):.1f}" rx="3" fill="{colour}"><title>{_text(where)}</title></rect>'
+    )
+    if width < 70 or height < 22:
+        return box
+    label = _text(_short(name, int(width / 7.2)))
+    saves = where.rsplit("\n", 1)[-1]
+    more = (
+        f'<text class="on" x="{x + 8:.1f}" y="{y + 34:.1f}" opacity=".8">{_text(saves)}</text>'
+        if height > 44 and width > 110
+        else ""
+    )
+    return f'{box}<text class="on" x="{x + 8:.1f}" y="{y + 18:.1f}">{label}</text>{more}'
