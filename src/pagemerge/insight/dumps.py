@@ -158,7 +158,7 @@ def _regions_of_segments(segments: list[_Segment], names: dict[int, str]) -> lis
 def _mapped_files(
     file: BinaryIO, segments: list[_Segment], order: str, wide: bool
 ) -> dict[int, str]:
-    """Names of file mappings by their start, from the NT_FILE note; what is broken names nothing."""
+    """Names of file mappings by their start, from the NT_FILE note; broken ones name nothing."""
     word = "Q" if wide else "I"
     names: dict[int, str] = {}
     for kind, _, offset, _, length in segments:
