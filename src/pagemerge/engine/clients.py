@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,7 +84,8 @@ class Client:
                 self._unsent = request
                 break
             except OSError:
-                self.lose()
+                with suppress(OSError):  # the server sees the end, and closes what it watches
+                    self.sock.shutdown(socket.SHUT_RDWR)
                 break
             self.under_way[seq] = time.monotonic()
             sent += 1
