@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Memory", "read_available", "read_memory"]
+__all__ = ["Machine", "Memory", "read_machine", "read_memory"]
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,40 @@ def read_memory(pid: int) -> Memory:
     return Memory(fields["Rss"], fields["Pss"], fields["Anonymous"])
 
 
-def read_available() -> int:
-    """MemAvailable of /proc/meminfo in bytes: the middle of a few readings."""
-    readings = []
+@dataclass(frozen=True)
+class Machine:
+    """The whole machine's memory, in bytes.
+
+    Attributes:
+        available: MemAvailable.
+        others: Anonymous memory of the processes that aren't ours: they move MemAvailable, too.
+    """
+
+    available: int
+    others: int
+
+
+def read_machine(ours: Collection[int]) -> Machine:
+    """Read /proc/meminfo, and /proc/PID/status of all processes but ours."""
+    available, others = [], []
     for _ in range(5):
-        readings.append(_read_kilobytes(Path("/proc/meminfo"))["MemAvailable"])
+        available.append(_read_kilobytes(Path("/proc/meminfo"))["MemAvailable"])
+        others.append(sum(_read_anonymous(path) for path in _list_others(ours)))
         time.sleep(0.05)
-    return statistics.median_low(readings)
+    return Machine(statistics.median_low(available), statistics.median_low(others))
+
+
+def _list_others(ours: Collection[int]) -> Iterator[Path]:
+    for path in Path("/proc").iterdir():
+        if path.name.isdecimal() and int(path.name) not in ours:
+            yield path / "status"
+
+
+def _read_anonymous(path: Path) -> int:
+    try:
+        return _read_kilobytes(path).get("RssAnon", 0)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0  # it has ended, or isn't ours to see
 
 
 def _read_kilobytes(path: Path) -> dict[str, int]:

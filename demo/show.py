@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from demo.measure import Memory
+from demo.measure import Machine, Memory
 
 __all__ = ["MergeProgress", "Show"]
 
@@ -111,12 +111,19 @@ class Show:
         )
         self._console.print(table)
 
-    def available(self, before: int, after: int) -> None:
+    def machine(self, before: Machine, after: Machine) -> None:
         """Print MemAvailable of the whole machine."""
         self.say(
-            f"MemAvailable of the machine: {_mib(before)} MiB before, {_mib(after)} MiB after: "
-            f"{(after - before) / MIB:+,.1f} MiB"
+            f"MemAvailable of the machine: {_mib(before.available)} MiB before, "
+            f"{_mib(after.available)} MiB after: "
+            f"{(after.available - before.available) / MIB:+,.1f} MiB"
         )
+        others = after.others - before.others
+        if abs(others) > 8 * MIB:
+            self.say(
+                f"  (other processes on it {'took' if others > 0 else 'gave back'} "
+                f"{_mib(abs(others))} MiB meanwhile)"
+            )
 
     def cost(self, facts: Mapping[str, object], answered: int) -> None:
         """Print what it cost."""
