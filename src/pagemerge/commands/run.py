@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         environment = agent_environment(
             session.runtime, everything=args.all, domain=args.domain, base=os.environ
         )
-        savings = Savings(session)
+        savings = Savings(session, everything=args.all)
         savings.begin()
         status = run_command(argv, environment, savings.look)
         savings.finish()

@@ -8,15 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from pagemerge.engine.footprint import (
+    Footprint,
+    read_footprint,
+    read_pool_bytes,
+    sum_footprints,
+)
 from pagemerge.engine.launch import Session
-from pagemerge.errors import EngineError, NotPermittedError, NotSupportedError, ProcessGoneError
+from pagemerge.errors import EngineError, NotPermittedError, ProcessGoneError
 from pagemerge.ksm import Process
-from pagemerge.memory import read_smaps_rollup, read_tree
+from pagemerge.memory import read_tree
 from pagemerge.units import PAGE_SIZE
 
 __all__ = ["Sample", "Savings"]
 
 LOOKS_SHARE: Final = 0.02  # of the time, at most, is spent looking
+EARLY_SHARE: Final = 0.1  # of the time so far, to the next look, at most
 LOOK_SECONDS_MIN: Final = 0.1
 LOOK_SECONDS_MAX: Final = 5.0
 
@@ -38,6 +45,15 @@ _COUNTERS: Final = (
     "merges_left_for_vmas",
 )
 
+_NO_AGENT: Final = (
+    "the agent came into none of its processes: statically linked, set-user-ID, "
+    "or LD_PRELOAD was dropped"
+)
+_NOTHING_ASKED: Final = (
+    "no process asked for merging, by madvise(MADV_MERGEABLE) or prctl(PR_SET_MEMORY_MERGE); "
+    "--all merges all memory"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -46,15 +62,17 @@ class Sample:
     Attributes:
         seconds: since the start.
         counters: of the daemon.
-        pss_bytes: the sum of the command's processes, by smaps_rollup.
-        daemon_pss_bytes: of the daemon; None where others use it, too.
+        footprint: of the command's processes, by the kernel.
+        pool_bytes: of the pool: all of it, or, where others use the daemon, too, what is mapped.
+        daemon_bytes: Pss of the daemon without the pool; None where others use it, too.
         processes: how many the command has.
     """
 
     seconds: float
     counters: dict[str, int | None]
-    pss_bytes: int
-    daemon_pss_bytes: int | None
+    footprint: Footprint
+    pool_bytes: int
+    daemon_bytes: int | None
     processes: int
 
     @property
@@ -63,21 +81,40 @@ class Sample:
         pages = (self.counters["pages_sharing"] or 0) + (self.counters["ksm_zero_pages"] or 0)
         return pages * PAGE_SIZE - (self.counters["metadata_bytes"] or 0)
 
+    @property
+    def rank(self) -> int:
+        """Order samples by what is saved, of the kernel's word and the engine's the smaller.
+
+        The counters lag behind processes that end; the kernel shows an agent at work with more
+        mappings than it leaves. Zero pages leave no trace and are taken from the counters.
+        """
+        zero = (self.counters["ksm_zero_pages"] or 0) * PAGE_SIZE
+        seen = self.footprint.unmerged_bytes - self.footprint.own_bytes - self.pool_bytes
+        return min(seen + zero, self.saved_bytes)
+
+    @property
+    def after_bytes(self) -> int:
+        """What the command takes: its own, the pool once, and what the daemon costs."""
+        return self.footprint.own_bytes + self.pool_bytes + (self.daemon_bytes or 0)
+
 
 @dataclass(slots=True)
 class Savings:
     """Samples of a command, and what they come to.
 
-    What is kept: the sample with the most saved (`best`), and the highest Pss sum until then.
+    What is kept is the sample with the most saved (`best`).
+
+    Attributes:
+        everything: whether the command runs with `--all`.
     """
 
     session: Session
+    everything: bool = False
     started: float = field(default_factory=time.monotonic)
     best: Sample | None = None
     samples: int = 0
     notes: list[str] = field(default_factory=list)
     _pss_peak: int = 0
-    _pss_before: int = 0
     _most_processes: int = 0
     _most_agents: int = 0
     _agents_cpu: dict[int, float] = field(default_factory=dict)
@@ -98,8 +135,11 @@ class Savings:
             self._take(pid, began)
         except EngineError as error:
             self._note(f"the daemon was lost while the command ran: {error}")
-        cost = time.monotonic() - began
-        return min(max(LOOK_SECONDS_MIN, cost / LOOKS_SHARE), LOOK_SECONDS_MAX)
+        now = time.monotonic()
+        # a short command would be over before the share of the time allows a second look
+        early = max(LOOK_SECONDS_MIN, (now - self.started) * EARLY_SHARE)
+        wanted = max(LOOK_SECONDS_MIN, (now - began) / LOOKS_SHARE)
+        return min(wanted, early, LOOK_SECONDS_MAX)
 
     def finish(self) -> None:
         """Read what the daemon has used until now."""
@@ -111,21 +151,17 @@ class Savings:
     def report(self, command: Sequence[str], exit_status: int) -> dict[str, Any]:
         """Sum up: kernel names as of the best sample, and what ends in its unit.
 
-        `pss_before_bytes` is the highest sum of the processes' Pss until the best sample,
-        `pss_after_bytes` their sum in it and the daemon's own Pss, which holds its records and
-        its part of the pool, so that each page of the pool counts once.
+        `pss_after_bytes` is the processes' Pss without the pool, the pool once, and the daemon's
+        own; `pss_before_bytes` what it would be if each process had the pages of the pool that
+        it maps for itself (docs/reference/run-report.md).
         """
         best = self.best
         counters = best.counters if best else {}
-        after = best.pss_bytes + (best.daemon_pss_bytes or 0) if best else None
         notes = list(self.notes)
         if not self.samples:
             notes.append("it ended before it could be looked at")
         elif not self._most_agents:
-            notes.append(
-                "the agent came into none of its processes: statically linked, set-user-ID, "
-                "or they drop LD_PRELOAD"
-            )
+            notes.append(_NO_AGENT if self.everything else _NOTHING_ASKED)
         if not self.session.is_own:
             notes.append("the daemon has other clients, too: its counters and CPU are of them all")
         return {
@@ -137,10 +173,10 @@ class Savings:
             "merges_left_for_vmas": self._left_for_vmas,
             "saved_bytes": best.saved_bytes if best else None,
             "saved_at_seconds": best.seconds if best else None,
-            "pss_before_bytes": self._pss_before if best else None,
-            "pss_after_bytes": after,
+            "pss_before_bytes": best.footprint.unmerged_bytes if best else None,
+            "pss_after_bytes": best.after_bytes if best else None,
             "pss_peak_bytes": self._pss_peak,
-            "daemon_pss_bytes": best.daemon_pss_bytes if best else None,
+            "daemon_pss_bytes": best.daemon_bytes if best else None,
             "daemon_cpu_seconds": self._cpu_seconds - self._cpu_at_start,
             "agents_cpu_seconds": sum(self._agents_cpu.values()),
             "stopped_seconds": sum(self._stopped.values()),
@@ -161,19 +197,29 @@ class Savings:
         # what has daemonized is no descendant any more, but an own daemon knows it is of ours
         ours = tree | {client.pid for client in clients} if self.session.is_own else tree
         self._take_clients([client for client in clients if client.pid in ours])
-        found = [pss for pss in map(_read_pss, ours) if pss is not None]
+        found = [footprint for footprint in map(_read_footprint, ours) if footprint is not None]
         if not found:
             return
         counters = {name: status["counters"].get(name) for name in _COUNTERS}
-        daemon_pss = _read_pss(int(str(facts["pid"]))) if self.session.is_own else None
-        sample = Sample(now - self.started, counters, sum(found), daemon_pss, len(found))
+        footprint, daemon, pool = sum_footprints(found), None, 0
+        if self.session.is_own:
+            daemon_pid = int(str(facts["pid"]))
+            daemon = _read_footprint(daemon_pid)
+            pool = read_pool_bytes(daemon_pid)
+        sample = Sample(
+            seconds=now - self.started,
+            counters=counters,
+            footprint=footprint,
+            pool_bytes=pool or footprint.pool_bytes,
+            daemon_bytes=daemon.own_bytes if daemon else None,
+            processes=len(found),
+        )
         self.samples += 1
         self._most_processes = max(self._most_processes, sample.processes)
         self._left_for_vmas = max(self._left_for_vmas, counters["merges_left_for_vmas"] or 0)
-        self._pss_peak = max(self._pss_peak, sample.pss_bytes)
-        if self.best is None or sample.saved_bytes >= self.best.saved_bytes:
+        self._pss_peak = max(self._pss_peak, footprint.own_bytes + sample.pool_bytes)
+        if self.best is None or sample.rank >= self.best.rank:
             self.best = sample
-            self._pss_before = self._pss_peak
 
     def _take_facts(self, facts: dict[str, object]) -> None:
         self._cpu_seconds = float(str(facts["cpu_seconds"]))
@@ -197,11 +243,11 @@ class Savings:
             self.notes.append(text)
 
 
-def _read_pss(pid: int) -> int | None:
-    """Read the Pss of a process, bytes; None when it has ended or may not be looked at."""
+def _read_footprint(pid: int) -> Footprint | None:
+    """Read the footprint of a process; None when it has ended or may not be looked at."""
     try:
-        return read_smaps_rollup(pid).get("Pss")
-    except (ProcessGoneError, NotPermittedError, NotSupportedError):
+        return read_footprint(pid)
+    except (ProcessGoneError, NotPermittedError):
         return None
 
 

@@ -30,7 +30,7 @@ def print_savings(report: Mapping[str, Any], file: TextIO) -> None:
             ("pages_sharing", _pages(report["pages_sharing"]), "pages saved"),
             ("ksm_zero_pages", _pages(report["ksm_zero_pages"]), "zero pages saved"),
             ("metadata", _bytes(report["metadata_bytes"]), "the daemon's records of pages"),
-            ("Pss before", _bytes(report["pss_before_bytes"]), "highest sum until then"),
+            ("Pss before", _bytes(report["pss_before_bytes"]), "if no page were shared by merging"),
             ("Pss after", _bytes(report["pss_after_bytes"]), _after(report)),
             (
                 "CPU",
@@ -52,8 +52,12 @@ def print_savings(report: Mapping[str, Any], file: TextIO) -> None:
 
 def _after(report: Mapping[str, Any]) -> str:
     before, after = report["pss_before_bytes"], report["pss_after_bytes"]
-    own = "with the daemon's" if report["daemon_pss_bytes"] is not None else "the daemon's apart"
-    return f"{render_percent(after, before)} of it, {own}"
+    own = (
+        "the daemon's own included"
+        if report["daemon_pss_bytes"] is not None
+        else "the daemon's own apart"
+    )
+    return f"{render_percent(after, before)} of it; {own}"
 
 
 def _pages(value: int | None) -> str:

@@ -43,14 +43,14 @@ def test_loss_is_said_as_plainly() -> None:
 def test_everything_that_was_measured_is_there() -> None:
     text = printed()
     assert "3,072 (12.0 MiB)" in text
-    assert "75.0 % of it, with the daemon's" in text
+    assert "75.0 % of it; the daemon's own included" in text
     assert "daemon 250 ms, agents 50 ms; the command's own 2.00 s" in text
     assert "7 (28.0 KiB)" in text
     assert text.splitlines()[-1] == "note: process 5 (x) was not merged: io_uring"
 
 
 def test_a_daemon_of_others_is_left_out() -> None:
-    assert "the daemon's apart" in printed(daemon_pss_bytes=None)
+    assert "the daemon's own apart" in printed(daemon_pss_bytes=None)
 
 
 def test_a_command_too_short_to_be_seen_is_said_to_be() -> None:
