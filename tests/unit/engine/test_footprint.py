@@ -44,7 +44,7 @@ def test_private_copies_in_the_pool_stay_with_their_process() -> None:
 
 
 def test_what_was_inherited_over_a_fork_counts_once() -> None:
-    parent = footprint(pool(0x100000, 100, pss=0, anonymous=20))
+    parent = footprint(pool(0x100000, 100, pss=20, anonymous=20))
     child = footprint(pool(0x100000, 100, pss=0))
     stranger = footprint(pool(0x900000, 100, pss=0))
     assert sum_footprints([parent, child]).unmerged_bytes == (20 + 100) * KIB
