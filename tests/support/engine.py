@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -39,7 +40,7 @@ class EngineDaemon:
         self.env = {"PAGEMERGE_RUNTIME_DIR": str(runtime)}
         self.log_path = runtime.with_suffix(".log")
         self._arguments = arguments
-        self._extra = dict(env or {})
+        self._extra = {"PYTHONFAULTHANDLER": "1"} | dict(env or {})
         self._user = user
         self.process = self._start()
 
@@ -162,6 +163,8 @@ def run_engine_daemon(
                 daemon.set(**knobs)
             yield daemon
         finally:
+            status, text = daemon.process.poll(), daemon.log_text()[-4000:]
+            sys.stdout.write(f"the daemon (status {status}) logged:\n{text}")  # shown on failure
             daemon.stop()
     finally:
         shutil.rmtree(folder)

@@ -85,8 +85,14 @@ class AgentServer:
         fds: list[int] = []
         try:
             datagram, fds, _, _ = socket.recv_fds(sock, _core.MESSAGE_MAX, len(HELLO_FDS))
+            if not datagram:
+                raise ProcessLookupError
             client = self._admit(sock, pid, datagram, fds)
         except BlockingIOError:
+            return
+        except (ProcessLookupError, BrokenPipeError, ConnectionResetError):
+            self._selector.unregister(sock)  # a child that was forked and ended at once
+            sock.close()
             return
         except (OSError, ValueError) as error:
             log.warning("process %d (%s) was turned away: %s", pid, read_comm(pid), error)
