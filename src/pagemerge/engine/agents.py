@@ -119,7 +119,7 @@ class AgentServer:
         if len(named) != len(fds):
             raise ValueError(f"{len(fds)} descriptors came, {len(named)} were named")
         given = dict(zip(named, fds, strict=True))
-        pidfd = os.pidfd_open(pid)
+        sock.send(wire.render_welcome(os.getpid()))
         scanner = self._scanner_of(hello.domain)
         mm, self._next_mm = self._next_mm, self._next_mm + 1
         parent = self.find(hello.parent) if hello.flags & wire.HelloFlag.FORKED else None
@@ -128,11 +128,15 @@ class AgentServer:
         scanner.add(mm, pid, pagemap, maps, mem, uffd, related)
         if hello.own_end:
             scanner.exclude(mm, hello.own_start, hello.own_end)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            scanner.remove(mm)
+            raise
         tracker = os.dup(uffd) if uffd >= 0 else -1
         client = Client(mm, pid, hello, scanner, sock, pidfd, tracker, read_comm(pid))
         former = self.find(pid)
         self.clients[mm] = client
-        sock.send(wire.render_welcome(os.getpid()))
         self._selector.register(pidfd, selectors.EVENT_READ, lambda _mask: self._ended(client))
         if former is not None:
             self._succeed(former, client)
