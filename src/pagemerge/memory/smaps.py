@@ -54,8 +54,12 @@ def parse_smaps(text: str, path: str = "smaps") -> list[Smap]:
     if not lines:
         return []
     try:
-        return list(_parse_even(lines) or _parse_any(lines))
-    except (ValueError, IndexError) as error:
+        return _parse_even(lines)
+    except _UnevenError:
+        pass
+    try:
+        return list(_parse_any(lines))
+    except ValueError as error:
         raise FormatError(f"{path}: {error}") from error
 
 
@@ -100,39 +104,53 @@ def _size(line: str) -> tuple[str, int]:
     return name, int(number) * (1024 if unit == "kB" else 1)
 
 
-def _parse_even(lines: list[str]) -> list[Smap] | None:
+class _UnevenError(Exception):
+    """The lines do not repeat evenly."""
+
+
+def _parse_even(lines: list[str]) -> list[Smap]:
     """Read by columns, the quick way: a kernel shows the same lines for each mapping.
 
     With 30,000 mappings of 25 lines, line by line takes three times as long.
-    None where the lines do not repeat evenly.
+
+    Raises:
+        _UnevenError: not all mappings have the same lines.
     """
-    flags_at = next((i for i, line in enumerate(lines) if line.startswith(_FLAGS)), None)
-    if flags_at is None or len(lines) % (period := flags_at + 1):
-        return None
-    columns: dict[str, Iterable[int]] = {}
-    for at in range(1, flags_at):
-        column = lines[at::period]
-        # most mappings have the same few sizes, zero above all: each is read once
-        sizes = {line: _size(line) for line in set(column)}
-        names = {name for name, _ in sizes.values()}
-        if len(names) != 1:
-            return None
-        values = {line: value for line, (_, value) in sizes.items()}
-        columns[names.pop()] = map(values.__getitem__, column)
+    flags_at = next((i for i, line in enumerate(lines) if line.startswith(_FLAGS)), -1)
+    if flags_at < 0 or len(lines) % (period := flags_at + 1):
+        raise _UnevenError
     last = lines[flags_at::period]
     if not all(line.startswith(_FLAGS) for line in last):
-        return None
-    order = tuple(columns)
-    rows = zip(*columns.values(), strict=True) if columns else iter([()] * len(last))
+        raise _UnevenError
+    columns: dict[str, Iterable[int]] = {}
     known: dict[str, frozenset[str]] = {}
-    return [
-        Smap(
-            parse_maps_line(head),
-            dict(zip(order, row, strict=True)),
-            known.get(flags) or known.setdefault(flags, frozenset(flags.split()[1:])),
-        )
-        for head, row, flags in zip(lines[::period], rows, last, strict=True)
-    ]
+    try:
+        for at in range(1, flags_at):
+            name, column = _parse_column(lines[at::period])
+            columns[name] = column
+        order = tuple(columns)
+        rows = zip(*columns.values(), strict=True) if columns else iter([()] * len(last))
+        return [
+            Smap(
+                parse_maps_line(head),
+                dict(zip(order, row, strict=True)),
+                known.get(flags) or known.setdefault(flags, frozenset(flags.split()[1:])),
+            )
+            for head, row, flags in zip(lines[::period], rows, last, strict=True)
+        ]
+    except ValueError as error:
+        raise _UnevenError from error
+
+
+def _parse_column(column: list[str]) -> tuple[str, Iterable[int]]:
+    """Read the same line of all mappings; most have the same few sizes, each is read once."""
+    sizes = {line: _size(line) for line in set(column)}
+    names = {name for name, _ in sizes.values()}
+    name = names.pop()
+    if names or not name[:1].isupper():
+        raise _UnevenError
+    values = {line: value for line, (_, value) in sizes.items()}
+    return name, map(values.__getitem__, column)
 
 
 def _parse_any(lines: list[str]) -> Iterator[Smap]:
