@@ -27,7 +27,7 @@ test: $(STAMPS)/pagemerge $(STAMPS)/group-test build/native/build.ninja ## run a
 	$(MESON) test -C build/native --print-errorlogs
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(STAMPS)/pagemerge ## measure the engine beside the kernel's ksmd (ARGS=--quick for a short run)
+bench: $(STAMPS)/pagemerge $(STAMPS)/group-test ## measure the engine beside the kernel's ksmd (ARGS=--quick for a short run)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 check: $(STAMPS)/pagemerge $(STAMPS)/group-test $(STAMPS)/group-check ## formatting, lint, types, import layers, the C core's stub
