@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pagemerge.errors import CommandError, PagemergeError
+from pagemerge.ksm import known_knob
 from pagemerge.units import parse_duration
 
 if TYPE_CHECKING:
@@ -58,10 +59,18 @@ def add_look_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--threads", type=int, default=0, help="that read (default: one a core)")
     knobs = parser.add_argument_group("knobs to assume (default: the kernel's own)")
-    knobs.add_argument("--max-page-sharing", type=int, metavar="N")
-    knobs.add_argument("--use-zero-pages", type=int, choices=(0, 1))
-    knobs.add_argument("--pages-to-scan", type=int, metavar="N")
-    knobs.add_argument("--sleep-millisecs", type=int, metavar="MS")
+    knobs.add_argument(
+        "--max-page-sharing", type=int, metavar="N", help=known_knob("max_page_sharing").meaning
+    )
+    knobs.add_argument(
+        "--use-zero-pages", type=int, choices=(0, 1), help=known_knob("use_zero_pages").meaning
+    )
+    knobs.add_argument(
+        "--pages-to-scan", type=int, metavar="N", help=known_knob("pages_to_scan").meaning
+    )
+    knobs.add_argument(
+        "--sleep-millisecs", type=int, metavar="MS", help=known_knob("sleep_millisecs").meaning
+    )
 
 
 def targets_of(args: argparse.Namespace) -> Targets:
