@@ -131,6 +131,7 @@ def _workloads(
         implementation.set_run(0)
         for workload in started:
             workload.mark()
+        implementation.wait_registered([workload.pid for workload in started])
         yield started
 
 

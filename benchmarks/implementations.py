@@ -12,6 +12,7 @@ from benchmarks.workload import PAGE, process_cpu_seconds
 from pagemerge.engine.launch import agent_environment
 from tests.support.engine import EngineDaemon, run_engine_daemon
 from tests.support.kernel_ksm import KernelKsmControl, hold_kernel_ksm
+from tests.support.waiting import wait_until
 
 __all__ = ["Implementation", "run_engine", "run_kernel"]
 
@@ -31,6 +32,9 @@ class Implementation(Protocol):
 
     def counters(self) -> dict[str, int]:
         """Its counters, by the kernel's names."""
+
+    def wait_registered(self, pids: list[int]) -> None:
+        """Wait until it knows what these processes have marked."""
 
     def cpu_seconds(self) -> float:
         """CPU time of the process that scans."""
@@ -59,6 +63,9 @@ class _Kernel:
         found = {name: self._control.read(name) for name in wanted}
         found["full_scans"] = self._control.read("full_scans")
         return found
+
+    def wait_registered(self, pids: list[int]) -> None:
+        """Nothing to wait for: madvise has registered them."""
 
     def cpu_seconds(self) -> float:
         return process_cpu_seconds(self._ksmd)
@@ -89,6 +96,13 @@ class _Engine:
 
     def counters(self) -> dict[str, int]:
         return self._daemon.counters()
+
+    def wait_registered(self, pids: list[int]) -> None:
+        def known() -> bool:
+            rows = self._daemon.call("processes")
+            return {row["pid"] for row in rows if row["ksm_mergeable"]} >= set(pids)
+
+        wait_until(known, "the engine's knowing of the workload")
 
     def cpu_seconds(self) -> float:
         return process_cpu_seconds(self._daemon.process.pid)

@@ -129,6 +129,11 @@ class EngineDaemon:
             self.kill()
             raise
 
+    def show_log(self) -> None:
+        """Print the end of its log: pytest shows that of tests that fail."""
+        status, text = self.process.poll(), self.log_text()[-4000:]
+        sys.stdout.write(f"the daemon (status {status}) logged:\n{text}")
+
     def log_text(self) -> str:
         """What it has logged so far."""
         return self.log_path.read_text(errors="replace")
@@ -162,9 +167,10 @@ def run_engine_daemon(
             if knobs:
                 daemon.set(**knobs)
             yield daemon
+        except BaseException:
+            daemon.show_log()
+            raise
         finally:
-            status, text = daemon.process.poll(), daemon.log_text()[-4000:]
-            sys.stdout.write(f"the daemon (status {status}) logged:\n{text}")  # shown on failure
             daemon.stop()
     finally:
         shutil.rmtree(folder)
