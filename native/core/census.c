@@ -181,6 +181,14 @@ static void fail_space(struct pm_space *s, int error)
 
 /* ---- what is present ---- */
 
+/* PAGEMAP_SCAN finds nothing, without an error, in memory that is gone; reading the pagemap tells. */
+static bool still_there(const struct pm_space *s, uint64_t page)
+{
+	uint64_t entry;
+
+	return !s->pid || pread(s->fd, &entry, sizeof(entry), (off_t)(page * 8)) != 0;
+}
+
 /*
  * Ranges of present anonymous pages in [*from, end), pages; *from moves on.  Returns how many, or -errno.
  * -ESRCH: the memory is gone (exit or exec).
@@ -295,6 +303,10 @@ static int plan_region(struct pm_census *c, uint32_t number, struct reader *rd)
 	struct pm_space *s = &c->spaces[r->space];
 	uint64_t at = r->start, covered = 0, total = 0;
 
+	if (!still_there(s, at)) {
+		fail_space(s, ESRCH);
+		return 0;
+	}
 	while (at < r->end && !atomic_load(&c->cancelled)) {
 		int i, error, n;
 
@@ -533,7 +545,9 @@ static int read_window(struct reader *rd, const struct pm_window *w)
 		for (i = 0; i < n && !error; i++)
 			error = read_extent(rd, r, w->start, &rd->extent[i]);
 	}
-	return error ? error : rd->n ? flush_chunk(rd, r, w->start) : 0;
+	if (!error && rd->n)
+		error = flush_chunk(rd, r, w->start);
+	return error ? error : still_there(s, w->start) ? 0 : -ESRCH;
 }
 
 /* Hand a window's records over. */

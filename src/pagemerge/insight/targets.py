@@ -40,7 +40,7 @@ class Target:
     @property
     def label(self) -> str:
         """What people call it."""
-        return str(self.path) if self.path else f"{self.command}[{self.pid}]"
+        return str(self.path) if self.path is not None else f"{self.command}[{self.pid}]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,7 @@ def _processes(estimate: Estimate, top: int) -> list[tuple[str, ...]]:
             _pages(p.zero_pages),
             _pages(p.saved_pages),
             _pages(p.volatile_pages),
-            f"{p.command}[{p.pid}]" + (f" ({p.note})" if p.note else ""),
+            (f"{p.command}[{p.pid}]" if p.pid else p.command) + (f" ({p.note})" if p.note else ""),
         )
         for p in rows[:top]
     ]
