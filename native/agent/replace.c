@@ -82,6 +82,8 @@ static void fail(struct pm_outcome *outcome, uint64_t addr, uint32_t npages, uin
 	}
 	if (header->count < PM_FAILED_MAX)
 		outcome->failed[header->count++] = (struct pm_failed){ addr, npages, why };
+	else
+		outcome->result.error = -ENOSPC; /* what is not listed would pass for merged */
 }
 
 /* Report the merge pages of a group for which `differs` is set, or all of them. */
@@ -409,8 +411,9 @@ static void commit_window(int pagemap, struct group *first, uint32_t n, const st
 			continue;
 		if (!error)
 			group->why = check_mappings(group);
+		/* The gate keeps the mapping, so it can be looked at in place: half the cost of process_vm_readv. */
 		if (!error && !group->why)
-			group->why = examine(group, request->fds, false);
+			group->why = examine(group, request->fds, (group->prot & PROT_READ) != 0);
 		if (!error && !group->why)
 			group->why = commit(pagemap, group, request->fds, false);
 		if (error) /* the other barrier may do */
