@@ -2,6 +2,7 @@
 /* How the agent comes in: by LD_PRELOAD, or by a call of pm_agent_start. */
 #include "agent.h"
 
+#include <link.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -13,8 +14,29 @@
 
 void pm_hooks_install(void); /* hooks.c */
 
+static int find_own(struct dl_phdr_info *info, size_t size, void *found)
+{
+	uint64_t **out = found, self = (uintptr_t)find_own;
+
+	(void)size;
+	for (int i = 0; i < info->dlpi_phnum; i++) {
+		uint64_t start = info->dlpi_addr + info->dlpi_phdr[i].p_vaddr, end = start + info->dlpi_phdr[i].p_memsz;
+
+		if (info->dlpi_phdr[i].p_type == PT_LOAD && self >= start && self < end) {
+			const ElfW(Phdr) *last = &info->dlpi_phdr[i];
+
+			for (int k = i; k < info->dlpi_phnum; k++)
+				if (info->dlpi_phdr[k].p_type == PT_LOAD)
+					last = &info->dlpi_phdr[k];
+			*out[0] = pm_page_down(info->dlpi_addr);
+			*out[1] = pm_page_up(info->dlpi_addr + last->p_vaddr + last->p_memsz);
+			return 1;
+		}
+	}
+	return 0;
+}
+
 static _Atomic uint32_t replacing;
-static _Atomic uint32_t replacing_owner;
 
 /* One at a time stops threads and replaces: the agent's thread, or a thread of the program that unmerges. */
 void pm_replace_lock(void)
@@ -25,30 +47,40 @@ void pm_replace_lock(void)
 		syscall(SYS_futex, &replacing, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, 1, NULL, NULL, 0);
 		nobody = 0;
 	}
-	atomic_store(&replacing_owner, (uint32_t)syscall(SYS_gettid));
 }
 
 void pm_replace_unlock(void)
 {
-	atomic_store(&replacing_owner, 0);
 	atomic_store(&replacing, 0);
 	syscall(SYS_futex, &replacing, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 1, NULL, NULL, 0);
+}
+
+/* The library's own variables; its neighbours in memory can't be told from them by /proc/self/maps. */
+bool pm_is_own(uint64_t start, uint64_t end)
+{
+	static uint64_t own_start, own_end;
+
+	if (!own_end)
+		dl_iterate_phdr(find_own, (uint64_t *[]){ &own_start, &own_end });
+	return (start < own_end && end > own_start) || pm_link_owns(start, end) || pm_marks_own(start, end);
 }
 
 static void before_fork(void)
 {
 	pm_replace_lock(); /* no fork in the middle of a replacement */
+	pm_marks_lock();
 }
 
 static void after_fork_parent(void)
 {
+	pm_marks_unlock();
 	pm_replace_unlock();
 }
 
 static void after_fork_child(void)
 {
 	atomic_store(&replacing, 0);
-	pm_marks_reset_locks();
+	pm_marks_unlock();
 	pm_gate_reset();
 	pm_link_forked();
 }
@@ -58,6 +90,7 @@ static void set_up(const char *path, bool preloaded)
 	static _Atomic bool done;
 
 	pm_link_configure(path, getenv("PAGEMERGE_DOMAIN"), preloaded);
+	pm_is_own(0, 0); /* looks for itself now: later, the loader may be busy with somebody who waits for us */
 	if (!atomic_exchange(&done, true))
 		pthread_atfork(before_fork, after_fork_parent, after_fork_child);
 }

@@ -30,6 +30,7 @@ void pm_gate_open(void);
 void pm_gate_enter(uint64_t start, uint64_t end); /* the program: before a call on [start, end) */
 void pm_gate_leave(void);
 void pm_gate_reset(void);
+bool pm_gate_busy(void);
 
 /* vma.c */
 struct pm_vma {
@@ -47,6 +48,7 @@ long pm_vma_count(void);
 int pm_dir_each(int dir, int (*see)(const char *name, void *context), void *context);
 
 /* agent.c */
+bool pm_is_own(uint64_t start, uint64_t end); /* memory that the agent itself writes */
 void pm_replace_lock(void);
 void pm_replace_unlock(void);
 

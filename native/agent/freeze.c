@@ -18,7 +18,7 @@
 #include <time.h>
 #include <ucontext.h>
 
-enum { STOP_SIGNAL = 33, PARKED_MAX = 4096, STACK_BELOW = 16 * 4096, STACK_ABOVE = 4096 };
+enum { STOP_SIGNAL = 33, PARKED_MAX = 4096, STACK_BELOW = 16 * 4096, STACK_ABOVE = 4 * 4096 };
 
 struct kernel_sigaction {
 	void (*handler)(int, siginfo_t *, void *);
@@ -31,9 +31,10 @@ static _Atomic uint32_t epoch;           /* odd: stopped; also the futex that th
 static _Atomic uint64_t arrivals;        /* epoch << 32 | threads that have arrived */
 static _Atomic uint32_t arrived_futex;
 static struct {
-	_Atomic int tid;
+	_Atomic uint64_t who; /* epoch << 32 | tid: one that comes late from an earlier stop is not taken for a stopped one */
 	_Atomic uint64_t sp;
 } parked[PARKED_MAX];
+static uint64_t own_sp; /* of the thread that stops the others */
 static int signalled[PARKED_MAX];
 static uint32_t signalled_count;
 static struct kernel_sigaction former;
@@ -93,7 +94,26 @@ static bool only_stop_ended_call(const ucontext_t *context)
 #endif
 	syscall(SYS_rt_sigpending, &pending, sizeof(pending));
 	memcpy(&blocked, &context->uc_sigmask, sizeof(blocked));
+	blocked |= 1ULL << (STOP_SIGNAL - 1); /* the next stop may be on its way */
 	return (pending & ~blocked) == 0;
+}
+
+/* Be counted in; false when that stop is over already. */
+static inline __attribute__((always_inline)) bool arrive(uint32_t mine)
+{
+	uint64_t seen = atomic_load(&arrivals);
+	uint32_t slot;
+
+	do {
+		if (seen >> 32 != mine || (uint32_t)seen >= PARKED_MAX)
+			return false;
+	} while (!atomic_compare_exchange_weak(&arrivals, &seen, seen + 1));
+	slot = (uint32_t)seen;
+	atomic_store(&parked[slot].sp, (uint64_t)__builtin_frame_address(0));
+	atomic_store(&parked[slot].who, (uint64_t)mine << 32 | (uint32_t)syscall(SYS_gettid));
+	atomic_fetch_add(&arrived_futex, 1);
+	futex(&arrived_futex, FUTEX_WAKE, 1, NULL);
+	return true;
 }
 
 static void handler(int number, siginfo_t *info, void *context)
@@ -107,21 +127,9 @@ static void handler(int number, siginfo_t *info, void *context)
 		errno = saved;
 		return;
 	}
-	uint64_t seen = atomic_load(&arrivals);
-	do {
-		if (seen >> 32 != mine || (uint32_t)seen >= PARKED_MAX) {
-			errno = saved;
-			return; /* too late: that stop is over */
-		}
-	} while (!atomic_compare_exchange_weak(&arrivals, &seen, seen + 1));
-	uint32_t slot = (uint32_t)seen;
-
-	atomic_store(&parked[slot].sp, (uint64_t)__builtin_frame_address(0));
-	atomic_store(&parked[slot].tid, (int)syscall(SYS_gettid));
-	atomic_fetch_add(&arrived_futex, 1);
-	futex(&arrived_futex, FUTEX_WAKE, 1, NULL);
-	while (atomic_load_explicit(&epoch, memory_order_acquire) == mine)
-		wait_raw(&epoch, mine);
+	if (arrive(mine))
+		while (atomic_load_explicit(&epoch, memory_order_acquire) == mine)
+			wait_raw(&epoch, mine);
 	if (only_stop_ended_call(context)) /* asked last: signals of the program's own may have come meanwhile */
 		pm_freeze_interrupted++;
 	errno = saved;
@@ -150,12 +158,11 @@ static int install(void)
 	return syscall(SYS_rt_sigaction, STOP_SIGNAL, &ours, NULL, sizeof(ours.mask)) ? -errno : 0;
 }
 
-static bool is_parked(int tid)
+/* Among the first `count` that arrived in this stop. */
+static bool is_parked(int tid, uint32_t number, uint32_t count)
 {
-	uint32_t count = (uint32_t)atomic_load(&arrivals);
-
 	for (uint32_t i = 0; i < count && i < PARKED_MAX; i++)
-		if (atomic_load(&parked[i].tid) == tid)
+		if (atomic_load(&parked[i].who) == ((uint64_t)number << 32 | (uint32_t)tid))
 			return true;
 	return false;
 }
@@ -185,7 +192,7 @@ static int signal_thread(int tid, uint32_t number)
 	return 0;
 }
 
-/* A thread that has exited but is still listed: the first thread, when others go on. */
+/* The first thread, when it has exited and others go on: it stays listed. */
 static bool is_dead(int tid)
 {
 	char path[64], text[256];
@@ -194,19 +201,19 @@ static bool is_dead(int tid)
 	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
-		return true;
+		return false; /* just gone: the list was not whole, perhaps */
 	n = (int)read(fd, text, sizeof(text) - 1);
 	close(fd);
 	if (n <= 0)
-		return true;
+		return false;
 	text[n] = 0;
 	const char *end = strrchr(text, ')');
-	return !end || end[2] == 'Z' || end[2] == 'X';
+	return end && end[2] == 'Z';
 }
 
 struct chase {
 	int self, missing;
-	uint32_t number;
+	uint32_t number, before; /* arrived before the list was read */
 	bool look_closely;
 };
 
@@ -215,16 +222,21 @@ static int chase_one(const char *name, void *context)
 	struct chase *chase = context;
 	int tid = atoi(name);
 
-	if (tid <= 0 || tid == chase->self || is_parked(tid) || (chase->look_closely && is_dead(tid)))
+	if (tid <= 0 || tid == chase->self || is_parked(tid, chase->number, chase->before) ||
+	    (chase->look_closely && is_dead(tid)))
 		return 0;
 	chase->missing++;
 	return was_signalled(tid) ? 0 : signal_thread(tid, chase->number);
 }
 
-/* Signal every thread that has not arrived; the number of those still missing, or -errno. */
+/*
+ * Signal every thread that has not arrived; the number of those still missing, or -errno.  Arrived means: before the list was read.  One that arrives
+ * while it is read may have made a thread just before, which is not in it.
+ */
 static int chase_all(int dir, int self, uint32_t number, bool look_closely)
 {
-	struct chase chase = { .self = self, .number = number, .look_closely = look_closely };
+	struct chase chase = { .self = self, .number = number, .look_closely = look_closely,
+			       .before = (uint32_t)atomic_load(&arrivals) };
 	int error = pm_dir_each(dir, chase_one, &chase);
 
 	return error ? error : chase.missing;
@@ -236,6 +248,19 @@ static uint64_t now_usecs(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+/* Until all that were signalled have arrived, or nothing happens any more. */
+static void wait_for_arrivals(void)
+{
+	for (;;) {
+		uint32_t seen = atomic_load(&arrived_futex);
+
+		if ((uint32_t)atomic_load(&arrivals) >= signalled_count)
+			return;
+		if (futex(&arrived_futex, FUTEX_WAIT, seen, &(struct timespec){ .tv_nsec = 50000 }) && errno == ETIMEDOUT)
+			return;
+	}
 }
 
 /* Stop all other threads: 0, or -ETIMEDOUT (one did not come; none is stopped any more) or another -errno. */
@@ -252,13 +277,10 @@ int pm_freeze_begin(unsigned int timeout_usecs)
 		return -errno;
 	number = atomic_load(&epoch) + 1;
 	signalled_count = 0;
-	for (uint32_t i = 0; i < PARKED_MAX && atomic_load(&parked[i].tid); i++)
-		atomic_store(&parked[i].tid, 0);
+	own_sp = (uint64_t)__builtin_frame_address(0);
 	atomic_store(&arrivals, (uint64_t)number << 32);
 	atomic_store(&epoch, number);
 	for (unsigned int turn = 0;; turn++) {
-		uint32_t seen = atomic_load(&arrived_futex);
-
 		missing = chase_all(dir, self, number, turn > 20);
 		if (missing <= 0)
 			break;
@@ -266,7 +288,7 @@ int pm_freeze_begin(unsigned int timeout_usecs)
 			missing = -ETIMEDOUT;
 			break;
 		}
-		futex(&arrived_futex, FUTEX_WAIT, seen, &(struct timespec){ .tv_nsec = 50000 });
+		wait_for_arrivals();
 	}
 	close(dir);
 	if (missing < 0) {
@@ -283,15 +305,19 @@ void pm_freeze_end(void)
 	futex(&epoch, FUTEX_WAKE, INT32_MAX, NULL);
 }
 
+static bool is_near(uint64_t sp, uint64_t start, uint64_t end)
+{
+	sp = pm_page_down(sp);
+	return start < sp + STACK_ABOVE && end > sp - STACK_BELOW;
+}
+
+/* The stack of a stopped thread, or that of the caller, which goes on being written. */
 bool pm_freeze_holds_stack(uint64_t start, uint64_t end)
 {
 	uint32_t count = (uint32_t)atomic_load(&arrivals);
 
-	for (uint32_t i = 0; i < count && i < PARKED_MAX; i++) {
-		uint64_t sp = pm_page_down(atomic_load(&parked[i].sp));
-
-		if (start < sp + STACK_ABOVE && end > sp - STACK_BELOW)
+	for (uint32_t i = 0; i < count && i < PARKED_MAX; i++)
+		if (is_near(atomic_load(&parked[i].sp), start, end))
 			return true;
-	}
-	return false;
+	return is_near(own_sp, start, end);
 }

@@ -37,6 +37,12 @@ void pm_gate_leave(void)
 	atomic_fetch_sub(&inside, 1);
 }
 
+/* A call of the program is under way, or about to be: asked while the threads are stopped. */
+bool pm_gate_busy(void)
+{
+	return atomic_load(&inside) != 0;
+}
+
 /* 0, or -EBUSY when a call of the program does not end; the gate is open then. */
 int pm_gate_close(uint64_t start, uint64_t end)
 {

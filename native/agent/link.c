@@ -32,6 +32,7 @@ static int sock = -1;
 static uint64_t sock_cookie;
 static bool started, was_connected, preloaded, forked;
 static int32_t fork_parent;
+static pid_t owner; /* of this state: a child of vfork(2) shares it, but must not speak for its parent */
 static uint32_t barriers, freeze_max_usecs;
 static pthread_t thread;
 static char *stack;
@@ -46,6 +47,7 @@ void pm_link_configure(const char *path, const char *its_domain, bool is_preload
 	snprintf(socket_path, sizeof(socket_path), "%s", path);
 	snprintf(domain, sizeof(domain), "%s", its_domain ? its_domain : "");
 	preloaded = is_preloaded;
+	owner = getpid();
 }
 
 bool pm_link_configured(void)
@@ -80,7 +82,7 @@ static void hang_up(void)
 	sock = -1;
 }
 
-static int send_datagram(const void *datagram, size_t length, const int *fds, uint32_t nfds)
+static int send_datagram(const void *datagram, size_t length, const int *fds, uint32_t nfds, int flags)
 {
 	union {
 		struct cmsghdr header;
@@ -102,28 +104,42 @@ static int send_datagram(const void *datagram, size_t length, const int *fds, ui
 		header->cmsg_len = CMSG_LEN(sizeof(int) * nfds);
 		memcpy(CMSG_DATA(header), fds, sizeof(int) * nfds);
 	}
-	return sendmsg(fd, &message, MSG_NOSIGNAL) < 0 ? -errno : 0;
+	return sendmsg(fd, &message, MSG_NOSIGNAL | flags) < 0 ? -errno : 0;
 }
 
-/* Tell ranges; from any thread.  Lost when there is no daemon: marks are told again when there is. */
-void pm_link_tell(uint32_t type, const struct pm_range *ranges, uint32_t count)
+static void tell(uint32_t type, const struct pm_range *ranges, uint32_t count, int flags)
 {
 	struct {
 		struct pm_header header;
 		struct pm_range ranges[64];
 	} message;
 
-	if (!was_connected && !started)
+	if ((!was_connected && !started) || getpid() != owner) /* a child that fork(2)'s handlers have not seen */
 		return;
 	while (count) {
 		uint32_t n = count < 64 ? count : 64;
 
 		message.header = (struct pm_header){ .type = type, .count = n };
 		memcpy(message.ranges, ranges, n * sizeof(*ranges));
-		send_datagram(&message, sizeof(message.header) + n * sizeof(*ranges), NULL, 0);
+		int error = send_datagram(&message, sizeof(message.header) + n * sizeof(*ranges), NULL, 0, flags);
+		if (error == -EAGAIN) { /* the daemon does not listen: start over, all marks are told again then */
+			shutdown(ours(), SHUT_RDWR);
+			return;
+		}
 		ranges += n;
 		count -= n;
 	}
+}
+
+/* Tell ranges; from any thread, without waiting.  Lost when there is no daemon: marks are told again when there is. */
+void pm_link_tell(uint32_t type, const struct pm_range *ranges, uint32_t count)
+{
+	tell(type, ranges, count, MSG_DONTWAIT);
+}
+
+void pm_link_tell_waiting(uint32_t type, const struct pm_range *ranges, uint32_t count)
+{
+	tell(type, ranges, count, 0);
 }
 
 static int open_tracker(void)
@@ -209,7 +225,7 @@ static int say_hello(void)
 		.parent = forked ? fork_parent : 0,
 		.page_size = PM_PAGE_SIZE,
 		.own_start = (uintptr_t)stack,
-		.own_end = (uintptr_t)stack + STACK_BYTES,
+		.own_end = pm_page_up((uintptr_t)stack + STACK_BYTES + sizeof(*buffers)),
 	};
 	memcpy(hello->domain, domain, sizeof(domain));
 	find_refusal(hello->refusal);
@@ -225,7 +241,7 @@ static int say_hello(void)
 		hello->fds |= PM_FD_UFFD;
 		n++;
 	}
-	error = send_datagram(&message, sizeof(message), fds, n);
+	error = send_datagram(&message, sizeof(message), fds, n, 0);
 	while (n)
 		close(fds[--n]);
 	return error;
@@ -338,7 +354,7 @@ static void carry_out(size_t length, const int *fds, uint32_t nfds)
 	pm_replace_unlock();
 	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &cpu);
 	out->result.cpu_ns = (uint64_t)cpu.tv_sec * 1000000000 + (uint64_t)cpu.tv_nsec;
-	send_datagram(out, sizeof(out->header) + sizeof(out->result) + out->header.count * sizeof(out->failed[0]), NULL, 0);
+	send_datagram(out, sizeof(out->header) + sizeof(out->result) + out->header.count * sizeof(out->failed[0]), NULL, 0, 0);
 }
 
 static void *run(void *unused)
@@ -404,11 +420,17 @@ void pm_link_forked(void)
 	bool again = started;
 
 	hang_up();
+	owner = getpid();
 	fork_parent = getppid();
 	forked = was_connected;
 	was_connected = started = false;
 	if (again)
 		pm_link_start();
+}
+
+bool pm_link_owns(uint64_t start, uint64_t end)
+{
+	return stack && start < (uintptr_t)stack + STACK_BYTES + sizeof(*buffers) && end > (uintptr_t)stack;
 }
 
 bool pm_link_connected(void)

@@ -75,10 +75,18 @@ bool pm_marks_sealed(uint64_t start, uint64_t end)
 
 void pm_marks_tell(void)
 {
-	pm_ranges_lock(&marks);
-	if (marks.count)
-		pm_link_tell(PM_MARK, marks.items, marks.count);
-	pm_ranges_unlock(&marks);
+	enum { AT_ONCE = 64 };
+	struct pm_range some[AT_ONCE];
+
+	/* What changes meanwhile is told by itself; the lock is not held while the daemon makes us wait. */
+	for (uint32_t at = 0, n = AT_ONCE; n == AT_ONCE; at += n) {
+		pm_ranges_lock(&marks);
+		for (n = 0; n < AT_ONCE && at + n < marks.count; n++)
+			some[n] = marks.items[at + n];
+		pm_ranges_unlock(&marks);
+		if (n)
+			pm_link_tell_waiting(PM_MARK, some, n);
+	}
 }
 
 void pm_marks_saw(uint64_t start, uint64_t end)
@@ -96,8 +104,19 @@ bool pm_marks_seen(uint64_t start, uint64_t end)
 	return cover;
 }
 
-void pm_marks_reset_locks(void)
+bool pm_marks_own(uint64_t start, uint64_t end)
 {
-	atomic_store(&marks.lock, 0);
-	atomic_store(&seen.lock, 0);
+	return pm_ranges_own(&marks, start, end) || pm_ranges_own(&seen, start, end);
+}
+
+void pm_marks_lock(void)
+{
+	pm_ranges_lock(&marks);
+	pm_ranges_lock(&seen);
+}
+
+void pm_marks_unlock(void)
+{
+	pm_ranges_unlock(&seen);
+	pm_ranges_unlock(&marks);
 }

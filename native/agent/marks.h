@@ -18,6 +18,8 @@ void pm_marks_tell(void); /* all of them, to a daemon that has just been greeted
 void pm_marks_saw(uint64_t start, uint64_t end);
 bool pm_marks_seen(uint64_t start, uint64_t end);
 
-void pm_marks_reset_locks(void);
+bool pm_marks_own(uint64_t start, uint64_t end); /* the lists themselves */
+void pm_marks_lock(void);			 /* around fork(2) */
+void pm_marks_unlock(void);
 
 #endif

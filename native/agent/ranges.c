@@ -99,3 +99,10 @@ uint32_t pm_ranges_kind(const struct pm_ranges *set, uint64_t addr)
 			return set->items[i].flags;
 	return 0;
 }
+
+bool pm_ranges_own(const struct pm_ranges *set, uint64_t start, uint64_t end)
+{
+	uint64_t from = (uintptr_t)set->items;
+
+	return from && start < from + RANGES_MAX * sizeof(*set->items) && end > from;
+}

@@ -19,4 +19,6 @@ void pm_ranges_put(struct pm_ranges *set, uint64_t start, uint64_t end, uint32_t
 bool pm_ranges_cover(const struct pm_ranges *set, uint64_t start, uint64_t end, uint32_t kind);
 uint32_t pm_ranges_kind(const struct pm_ranges *set, uint64_t addr); /* 0: none */
 
+bool pm_ranges_own(const struct pm_ranges *set, uint64_t start, uint64_t end); /* the memory of the set itself */
+
 #endif

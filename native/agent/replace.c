@@ -11,6 +11,7 @@
 #include "replace.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -112,6 +113,8 @@ static uint32_t check_mappings(struct group *group)
 	int prot = group->prot;
 	bool in_place = true;
 
+	if (pm_is_own(group->start, group->end))
+		return PM_FAIL_GONE;
 	for (uint64_t at = group->start; at < group->end;) {
 		struct pm_vma vma;
 
@@ -190,6 +193,17 @@ static int copy_aside(struct group *group, uint64_t addr, bool direct)
 	return read_self(to, addr, PM_PAGE_SIZE);
 }
 
+/*
+ * The descriptor is still the segment's.  The program may close what it did not open, and get the number for a file of its own; once lost, a segment does not come
+ * back, so that what was mapped before this look was the segment.
+ */
+static bool still_segment(uint32_t segment, int fd)
+{
+	struct stat status;
+
+	return fstat(fd, &status) == 0 && status.st_ino == inodes[segment] && (size_t)status.st_size == view_bytes[segment];
+}
+
 /* Build what will take the group's place: the pool's pages, and private copies of the gaps and of what differs. */
 static int build_aside(struct group *group, const int *fds, bool direct)
 {
@@ -202,6 +216,8 @@ static int build_aside(struct group *group, const int *fds, bool direct)
 		group->aside = NULL;
 		return -ENOMEM;
 	}
+	if (!still_segment(first->segment, fds[first->segment]))
+		return -EBADF;
 	for (uint32_t i = 0; i < group->nruns && !error; i++) {
 		const struct pm_run *run = &group->runs[i];
 
@@ -234,7 +250,8 @@ static uint32_t examine(struct group *group, const int *fds, bool direct)
 	different = count_differs(group);
 	if (different == group->npages || different > COPY_AT_MOST + group->npages / 4)
 		return PM_FAIL_DIFFERS;
-	if (!group->in_place && (has_gaps(group) || different) && build_aside(group, fds, direct))
+	if (!group->in_place && (has_gaps(group) || different || (!direct && group->barrier != PM_BARRIER_FREEZE)) &&
+	    build_aside(group, fds, direct))
 		return PM_FAIL_SYSTEM;
 	return 0;
 }
@@ -311,6 +328,8 @@ static uint32_t commit(int pagemap, struct group *group, const int *fds, bool st
 		return why;
 	if (group->in_place)
 		return drop_copies(group) ? PM_FAIL_SYSTEM : 0;
+	if (!group->aside && !still_segment(first->segment, fds[first->segment])) /* the others are stopped */
+		return PM_FAIL_SYSTEM;
 	if (!group->aside)
 		return pm_mmap(at, length, group->prot, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fds[first->segment],
 			    bytes(first->pgoff)) == MAP_FAILED ?
@@ -373,6 +392,7 @@ static void prepare(int pagemap, struct group *group, const struct pm_request *r
 	group->barrier = choose_barrier(request, group);
 	if (!group->barrier)
 		group->why = PM_FAIL_BARRIER;
+	pm_calls_note_merged(group->start, group->end); /* before it is: a call that does not see this is waited for */
 	if (group->barrier != PM_BARRIER_FREEZE)
 		return;
 	group->tracked = track(pagemap, group);
@@ -386,7 +406,6 @@ static void finish(struct group *group, struct pm_outcome *outcome)
 		pm_munmap(group->aside, group->end - group->start);
 	fail_group(outcome, group, group->why != 0, group->why ? group->why : PM_FAIL_DIFFERS);
 	if (!group->why) {
-		pm_calls_note_merged(group->start, group->end);
 		outcome->result.copied += group->copies;
 		outcome->result.mappings += !group->in_place;
 	}
@@ -398,8 +417,9 @@ static void commit_window(int pagemap, struct group *first, uint32_t n, const st
 {
 	uint64_t start = first->start, end = first[n - 1].end;
 	int fd = -1, error = pm_gate_close(start, end);
+	bool closed = !error;
 
-	if (!error && first->barrier == PM_BARRIER_UFFD) {
+	if (closed && first->barrier == PM_BARRIER_UFFD) {
 		fd = pm_uffd_protect(start, end, request->tracker);
 		if (fd < 0)
 			error = fd;
@@ -421,7 +441,7 @@ static void commit_window(int pagemap, struct group *first, uint32_t n, const st
 	}
 	if (fd >= 0)
 		close(fd);
-	if (!error)
+	if (closed)
 		pm_gate_open();
 	if (!error)
 		outcome->result.barrier |= first->barrier;
@@ -443,6 +463,20 @@ static void commit_unstopped(int pagemap, uint32_t n, const struct pm_request *r
 	}
 }
 
+/* Stop the threads, none of them in the middle of a call that changes mappings: 0 or -errno. */
+static int stop_threads(void)
+{
+	for (int turn = 0; turn < 20; turn++) {
+		int error = pm_freeze_begin(STOP_TIMEOUT_USECS);
+
+		if (error || !pm_gate_busy())
+			return error;
+		pm_freeze_end();
+		nanosleep(&(struct timespec){ .tv_nsec = 20000 }, NULL);
+	}
+	return -EBUSY;
+}
+
 /* Stop the threads and commit what needs that. */
 static void commit_stopped(int pagemap, uint32_t n, const struct pm_request *request, struct pm_outcome *outcome)
 {
@@ -455,7 +489,7 @@ static void commit_stopped(int pagemap, uint32_t n, const struct pm_request *req
 	if (!wanted)
 		return;
 	start = now_ns(CLOCK_MONOTONIC);
-	error = request->barrier & PM_BARRIER_FREEZE ? pm_freeze_begin(STOP_TIMEOUT_USECS) : -EPERM;
+	error = request->barrier & PM_BARRIER_FREEZE ? stop_threads() : -EPERM;
 	for (i = 0; i < n; i++) {
 		if (groups[i].why || groups[i].barrier != PM_BARRIER_FREEZE)
 			continue;
@@ -468,13 +502,25 @@ static void commit_stopped(int pagemap, uint32_t n, const struct pm_request *req
 			pm_freeze_end();
 			outcome->result.stopped_ns += now_ns(CLOCK_MONOTONIC) - start;
 			start = now_ns(CLOCK_MONOTONIC);
-			error = pm_freeze_begin(STOP_TIMEOUT_USECS);
+			error = stop_threads();
 		}
 	}
 	if (!error)
 		pm_freeze_end();
 	outcome->result.stopped_ns += now_ns(CLOCK_MONOTONIC) - start;
 	outcome->result.barrier |= PM_BARRIER_FREEZE;
+}
+
+/* A memfd with the pool's name, by which its mappings are known later, that can't shrink under us or be written any more. */
+static bool is_segment(int fd)
+{
+	static const int needed = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE;
+	char path[48], target[sizeof(PM_POOL_PATH)] = "";
+	int seals = fcntl(fd, F_GET_SEALS);
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return seals >= 0 && (seals & needed) == needed && readlink(path, target, sizeof(target) - 1) > 0 &&
+	       strcmp(target, PM_POOL_PATH) == 0;
 }
 
 static int map_views(const struct pm_request *request)
@@ -484,6 +530,8 @@ static int map_views(const struct pm_request *request)
 
 		if (fstat(request->fds[i], &status))
 			return -errno;
+		if (!is_segment(request->fds[i]))
+			return -EPERM;
 		inodes[i] = status.st_ino;
 		view_bytes[i] = (size_t)status.st_size;
 		views[i] = pm_mmap(NULL, view_bytes[i], PROT_READ, MAP_SHARED | MAP_NORESERVE, request->fds[i], 0);
@@ -491,6 +539,8 @@ static int map_views(const struct pm_request *request)
 			views[i] = NULL;
 			return -errno;
 		}
+		if (!still_segment(i, request->fds[i]))
+			return -EBADF;
 	}
 	for (uint32_t i = 0; i < request->count; i++) /* never beyond a segment's end: that would be SIGBUS */
 		if (bytes((uint64_t)request->runs[i].pgoff + request->runs[i].npages) > view_bytes[request->runs[i].segment])
@@ -594,7 +644,7 @@ int pm_make_anonymous(uint64_t start, uint64_t end, bool keep, struct pm_outcome
 		stop_at = vma.end < end ? vma.end : end;
 		if (stop_at - start > bytes(GROUP_PAGES))
 			stop_at = start + bytes(GROUP_PAGES);
-		if (pm_freeze_begin(STOP_TIMEOUT_USECS) == 0) {
+		if (stop_threads() == 0) {
 			why = pm_vma_find(start, &vma) || !vma.pool || vma.start > start || vma.end < stop_at ? PM_FAIL_GONE :
 			      pm_freeze_holds_stack(start, stop_at)                                        ? PM_FAIL_STACK :
 								put_anonymous(start, stop_at, vma.prot, keep);
@@ -659,7 +709,7 @@ void pm_zero(const struct pm_range *ranges, uint32_t count, struct pm_outcome *o
 			struct pm_vma vma;
 
 			next = end - start > bytes(GROUP_PAGES) ? start + bytes(GROUP_PAGES) : end;
-			if (pm_freeze_begin(STOP_TIMEOUT_USECS) == 0) {
+			if (stop_threads() == 0) {
 				why = pm_vma_find(start, &vma) || vma.start > start || !vma.anonymous || vma.shared ||
 						      !(vma.prot & PROT_READ) ?
 					      PM_FAIL_GONE :

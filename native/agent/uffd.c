@@ -14,9 +14,10 @@
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif
 
-static int open_full(void)
+/* Open to faults of the kernel's, too; with `features` if the kernel has them. */
+static int open_with(uint64_t features)
 {
-	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_PAGEFAULT_FLAG_WP };
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
 	int fd = pm_userfaultfd(O_CLOEXEC | O_NONBLOCK);
 
 	if (fd < 0) { /* not privileged, but perhaps given access to the device */
@@ -36,9 +37,21 @@ static int open_full(void)
 	return fd;
 }
 
+/*
+ * Pages that have not been touched yet must be protected as well: Linux 6.4 does that itself; before, they are all given a page first.
+ */
+static int open_full(bool *populate)
+{
+	int fd = open_with(UFFD_FEATURE_PAGEFAULT_FLAG_WP | PM_UFFD_FEATURE_WP_UNPOPULATED);
+
+	*populate = fd == -EINVAL;
+	return *populate ? open_with(UFFD_FEATURE_PAGEFAULT_FLAG_WP) : fd;
+}
+
 bool pm_uffd_possible(void)
 {
-	int fd = open_full();
+	bool populate;
+	int fd = open_full(&populate);
 
 	if (fd >= 0)
 		close(fd);
@@ -50,7 +63,8 @@ int pm_uffd_protect(uint64_t start, uint64_t end, int tracker)
 	struct uffdio_range range = { start, end - start };
 	struct uffdio_register request = { .range = range, .mode = UFFDIO_REGISTER_MODE_WP };
 	struct uffdio_writeprotect protect = { .range = range, .mode = UFFDIO_WRITEPROTECT_MODE_WP };
-	int fd = open_full(), error = 0;
+	bool populate;
+	int fd = open_full(&populate), error = 0;
 
 	if (fd < 0)
 		return fd;
@@ -60,6 +74,8 @@ int pm_uffd_protect(uint64_t start, uint64_t end, int tracker)
 		if (error == -EBUSY && tracker >= 0 && ioctl(tracker, UFFDIO_UNREGISTER, &range) == 0)
 			error = ioctl(fd, UFFDIO_REGISTER, &request) ? -errno : 0;
 	}
+	if (!error && populate && pm_madvise((void *)(uintptr_t)start, end - start, MADV_POPULATE_READ))
+		error = -errno;
 	if (!error && ioctl(fd, UFFDIO_WRITEPROTECT, &protect))
 		error = -errno;
 	if (error) {
