@@ -25,6 +25,7 @@ enum {
 	COPY_AT_MOST = 8, /* pages that prove different are kept as private copies, up to this many a group */
 	BOUNCE_PAGES = 32,
 	STOP_TIMEOUT_USECS = 3000,
+	STOP_MOST_USECS = 200000,
 	VMA_RESERVE = 1000,
 };
 
@@ -464,10 +465,10 @@ static void commit_unstopped(int pagemap, uint32_t n, const struct pm_request *r
 }
 
 /* Stop the threads, none of them in the middle of a call that changes mappings: 0 or -errno. */
-static int stop_threads(void)
+static int stop_threads(unsigned int timeout_usecs)
 {
 	for (int turn = 0; turn < 20; turn++) {
-		int error = pm_freeze_begin(STOP_TIMEOUT_USECS);
+		int error = pm_freeze_begin(timeout_usecs);
 
 		if (error || !pm_gate_busy())
 			return error;
@@ -489,7 +490,7 @@ static void commit_stopped(int pagemap, uint32_t n, const struct pm_request *req
 	if (!wanted)
 		return;
 	start = now_ns(CLOCK_MONOTONIC);
-	error = request->barrier & PM_BARRIER_FREEZE ? stop_threads() : -EPERM;
+	error = request->barrier & PM_BARRIER_FREEZE ? stop_threads(STOP_TIMEOUT_USECS) : -EPERM;
 	for (i = 0; i < n; i++) {
 		if (groups[i].why || groups[i].barrier != PM_BARRIER_FREEZE)
 			continue;
@@ -502,7 +503,7 @@ static void commit_stopped(int pagemap, uint32_t n, const struct pm_request *req
 			pm_freeze_end();
 			outcome->result.stopped_ns += now_ns(CLOCK_MONOTONIC) - start;
 			start = now_ns(CLOCK_MONOTONIC);
-			error = stop_threads();
+			error = stop_threads(STOP_TIMEOUT_USECS);
 		}
 	}
 	if (!error)
@@ -624,6 +625,16 @@ failed:
 	return PM_FAIL_SYSTEM;
 }
 
+/* The same, for what must be done and not only may: a thread that is slow to come is given more time. */
+static int stop_threads_surely(void)
+{
+	int error = -ETIMEDOUT;
+
+	for (unsigned int timeout = STOP_TIMEOUT_USECS; error == -ETIMEDOUT && timeout <= STOP_MOST_USECS; timeout *= 4)
+		error = stop_threads(timeout);
+	return error;
+}
+
 /* Make the pool mappings of [start, end) anonymous again, their content kept or dropped; a stop for every 512 pages. */
 int pm_make_anonymous(uint64_t start, uint64_t end, bool keep, struct pm_outcome *outcome)
 {
@@ -644,7 +655,7 @@ int pm_make_anonymous(uint64_t start, uint64_t end, bool keep, struct pm_outcome
 		stop_at = vma.end < end ? vma.end : end;
 		if (stop_at - start > bytes(GROUP_PAGES))
 			stop_at = start + bytes(GROUP_PAGES);
-		if (stop_threads() == 0) {
+		if (stop_threads_surely() == 0) {
 			why = pm_vma_find(start, &vma) || !vma.pool || vma.start > start || vma.end < stop_at ? PM_FAIL_GONE :
 			      pm_freeze_holds_stack(start, stop_at)                                        ? PM_FAIL_STACK :
 								put_anonymous(start, stop_at, vma.prot, keep);
@@ -709,7 +720,7 @@ void pm_zero(const struct pm_range *ranges, uint32_t count, struct pm_outcome *o
 			struct pm_vma vma;
 
 			next = end - start > bytes(GROUP_PAGES) ? start + bytes(GROUP_PAGES) : end;
-			if (stop_threads() == 0) {
+			if (stop_threads(STOP_TIMEOUT_USECS) == 0) {
 				why = pm_vma_find(start, &vma) || vma.start > start || !vma.anonymous || vma.shared ||
 						      !(vma.prot & PROT_READ) ?
 					      PM_FAIL_GONE :
