@@ -108,24 +108,28 @@ def read_rates(mib: int) -> dict[str, float]:
     return rates
 
 
-def slowdown(mib: int, seconds: float) -> float:
-    """How much slower a program loops while one thread reads it without a pause; 0.05 is 5 %."""
-    target = start(mib, "own")
+def slowdowns(mib: int, seconds: float) -> tuple[float, float]:
+    """How much slower a program loops while another is read, and while it is read itself.
+
+    One thread reads without a pause. Both against the loop with nobody reading; what the second has
+    beyond the first is the price of being read, the rest is that of sharing cores and memory.
+    """
+    target, other = start(mib, "own"), start(mib, "own")
     try:
-        alone, read = [], []
-        for _ in range(3):  # in turns: the machine's own drift hits both
-            target.ask(seconds)
-            alone.append(target.answer())
-            targets = find_targets(pids=[target.process.pid])
-            target.ask(seconds)
-            end = time.monotonic() + seconds
-            while time.monotonic() < end:
-                estimate(targets, EstimateOptions(threads=1))
-            read.append(target.answer())
-        return 1 - sum(read) / sum(alone)
+        rounds: dict[int, float] = {0: 0.0, other.process.pid: 0.0, target.process.pid: 0.0}
+        for _ in range(5):  # in turns: the machine's own drift hits all
+            for pid in rounds:
+                target.ask(seconds)
+                end = time.monotonic() + seconds
+                while pid and time.monotonic() < end:
+                    estimate(find_targets(pids=[pid]), EstimateOptions(threads=1))
+                rounds[pid] += target.answer()
+        alone = rounds[0]
+        return 1 - rounds[other.process.pid] / alone, 1 - rounds[target.process.pid] / alone
     finally:
-        target.process.kill()
-        target.process.communicate()
+        for program in (target, other):
+            program.process.kill()
+            program.process.communicate()
 
 
 def main() -> None:
@@ -136,7 +140,9 @@ def main() -> None:
     args = parser.parse_args()
     for what, rate in read_rates(args.mib).items():
         print(f"{what:40} {rate:6.1f} GB/s")
-    print(f"{'slowdown of the program while read':40} {slowdown(args.mib, args.seconds):6.1%}")
+    beside, read = slowdowns(args.mib, args.seconds)
+    print(f"{'slowdown while another program is read':40} {beside:6.1%}")
+    print(f"{'slowdown while it is read itself':40} {read:6.1%}")
 
 
 if __name__ == "__main__":

@@ -352,8 +352,8 @@ def _plan_matrices(reading: Reading) -> list[_Plan]:
         for space, region in reading.regions:
             weight[key(space, region)] += region.anonymous_bytes
         labels = sorted(weight, key=lambda label: (-weight[label], label))
-        if len(labels) < 2 and by not in ("process", "mapping"):
-            continue  # a matrix of one says nothing
+        if by not in ("process", "mapping") and len(labels) in (1, len(reading.spaces)):
+            continue  # a matrix of one says nothing, one of all what that of processes says
         most = _MAPPINGS if by == "mapping" else _PARTIES
         if len(labels) > most:
             labels[most:] = ["others"]
