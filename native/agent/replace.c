@@ -22,6 +22,7 @@ enum {
 	BATCH_GROUPS = 256,
 	BATCH_PAGES = 1024,
 	GROUP_PAGES = 512,
+	ASIDE_PAGES = 16,
 	COPY_AT_MOST = 8, /* pages that prove different are kept as private copies, up to this many a group */
 	BOUNCE_PAGES = 32,
 	STOP_TIMEOUT_USECS = 3000,
@@ -145,12 +146,16 @@ static bool track(int pagemap, const struct group *group)
 	return pagemap >= 0 && pm_pagemap_scan(pagemap, &arg) >= 0;
 }
 
-/* Compare the merge pages with the pool's; `direct`: the threads are stopped, the memory can be looked at in place. */
+/*
+ * Compare the merge pages with the pool's, seen in the mapping aside or else in the view of the segment.  `direct`: nothing can take the memory away,
+ * so that it can be looked at in place.
+ */
 static int compare(struct group *group, bool direct)
 {
 	for (uint32_t i = 0; i < group->nruns; i++) {
 		const struct pm_run *run = &group->runs[i];
-		const char *view = views[run->segment] + bytes(run->pgoff);
+		const char *pool = group->aside ? group->aside + (run->addr - group->start) :
+						  views[run->segment] + bytes(run->pgoff);
 
 		if (run->flags & PM_RUN_GAP)
 			continue;
@@ -165,7 +170,7 @@ static int compare(struct group *group, bool direct)
 			for (uint32_t k = 0; k < n; k++) {
 				uint64_t at = ((run->addr - group->start) >> PM_PAGE_SHIFT) + page + k;
 
-				if (memcmp(mine + bytes(k), view + bytes(page + k), PM_PAGE_SIZE))
+				if (memcmp(mine + bytes(k), pool + bytes(page + k), PM_PAGE_SIZE))
 					group->differs[at / 64] |= 1ULL << at % 64;
 			}
 		}
@@ -205,20 +210,25 @@ static bool still_segment(uint32_t segment, int fd)
 	return fstat(fd, &status) == 0 && status.st_ino == inodes[segment] && (size_t)status.st_size == view_bytes[segment];
 }
 
-/* Build what will take the group's place: the pool's pages, and private copies of the gaps and of what differs. */
-static int build_aside(struct group *group, const int *fds, bool direct)
+/* Map what will take the group's place. */
+static int map_aside(struct group *group, const int *fds)
 {
 	const struct pm_run *first = group->runs;
-	int error = 0;
 
 	group->aside = pm_mmap(NULL, group->end - group->start, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE,
-			    fds[first->segment], bytes(first->pgoff));
+			       fds[first->segment], bytes(first->pgoff));
 	if (group->aside == MAP_FAILED) {
 		group->aside = NULL;
 		return -ENOMEM;
 	}
-	if (!still_segment(first->segment, fds[first->segment]))
-		return -EBADF;
+	return 0;
+}
+
+/* Gap pages and pages that differ become private copies in it. */
+static int fill_aside(struct group *group, bool direct)
+{
+	int error = 0;
+
 	for (uint32_t i = 0; i < group->nruns && !error; i++) {
 		const struct pm_run *run = &group->runs[i];
 
@@ -234,27 +244,25 @@ static int build_aside(struct group *group, const int *fds, bool direct)
 	return error;
 }
 
-static bool has_gaps(const struct group *group)
-{
-	return group->nruns > 1;
-}
-
 /* Compare and build: 0 or enum pm_failure. */
 static uint32_t examine(struct group *group, const int *fds, bool direct)
 {
+	bool has_gaps = group->nruns > 1;
 	uint32_t different;
 
 	if (direct && !(group->prot & PROT_READ))
 		return PM_FAIL_GONE;
+	/* A long group is compared with the mapping that will take its place: it has its page tables by then. */
+	if (!group->in_place && (has_gaps || group->npages >= ASIDE_PAGES) && map_aside(group, fds))
+		return PM_FAIL_SYSTEM;
 	if (compare(group, direct))
 		return PM_FAIL_GONE;
 	different = count_differs(group);
 	if (different == group->npages || different > COPY_AT_MOST + group->npages / 4)
 		return PM_FAIL_DIFFERS;
-	if (!group->in_place && (has_gaps(group) || different || (!direct && group->barrier != PM_BARRIER_FREEZE)) &&
-	    build_aside(group, fds, direct))
+	if (different && !group->in_place && !group->aside && map_aside(group, fds))
 		return PM_FAIL_SYSTEM;
-	return 0;
+	return group->aside && fill_aside(group, direct) ? PM_FAIL_GONE : 0;
 }
 
 /* Pages written since prepare: 0 when that was dealt with, else enum pm_failure.  The threads are stopped. */
