@@ -21,7 +21,7 @@ AGENT = "libpagemerge-agent.so"
 
 
 @cache
-def python_for(user: int | None) -> str:
+def python_for(user: int | None) -> str:  # noqa: RET503  # `lacking` does not return
     """An interpreter that this user can run; this one for the user who runs the tests."""
     if user is None:
         return sys.executable
@@ -37,11 +37,14 @@ def python_for(user: int | None) -> str:
 
 @cache
 def _copy() -> Path:
-    """The installed package, where everybody can read it."""
+    """The installed package, and NumPy beside it, where everybody can read them."""
     folder = Path(tempfile.mkdtemp(prefix="pagemerge-package-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     folder.chmod(0o755)
-    shutil.copytree(PACKAGE, folder / "pagemerge", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pagemerge", "numpy", "numpy.libs"):
+        if (PACKAGE.parent / name).is_dir():
+            unwanted = shutil.ignore_patterns("__pycache__", "tests", "include")
+            shutil.copytree(PACKAGE.parent / name, folder / name, ignore=unwanted)
     return folder
 
 
