@@ -21,18 +21,21 @@ AGENT = "libpagemerge-agent.so"
 
 
 @cache
-def python_for(user: int | None) -> str:  # noqa: RET503  # `lacking` does not return
+def python_for(user: int | None) -> str:
     """An interpreter that this user can run; this one for the user who runs the tests."""
     if user is None:
         return sys.executable
-    for candidate in (sys.executable, "/usr/bin/python3"):
-        command = [candidate, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
-        try:
-            if subprocess.run(command, user=user, check=False).returncode == 0:
-                return candidate
-        except OSError:
-            continue
-    lacking(f"a Python 3.11 that user {user} can run")
+    candidates = (sys.executable, "/usr/bin/python3")
+    found = next((candidate for candidate in candidates if _runs(candidate, user)), None)
+    return found or lacking(f"a Python 3.11 that user {user} can run")
+
+
+def _runs(python: str, user: int) -> bool:
+    command = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+    try:
+        return subprocess.run(command, user=user, check=False).returncode == 0
+    except OSError:
+        return False
 
 
 @cache
