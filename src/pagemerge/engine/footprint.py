@@ -8,10 +8,12 @@ So the pool is left out of each Pss and counted once, by the size of its files.
 from __future__ import annotations
 
 import os
+import struct
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from pagemerge.engine.buffers import POOL_NAME
 from pagemerge.memory import PROC, Smap, read_smaps
@@ -20,10 +22,15 @@ __all__ = [
     "Footprint",
     "PoolMapping",
     "parse_footprint",
+    "read_family",
     "read_footprint",
     "read_pool_bytes",
     "sum_footprints",
 ]
+
+_AT_RANDOM: Final = 25  # uapi/linux/auxvec.h
+_RANDOM_BYTES: Final = 16
+_AUX: Final = struct.Struct("@LL")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +42,14 @@ class PoolMapping:
         offset: where in the file, bytes.
         start: where in the process.
         size_bytes: its length.
+        family: what processes have in common that fork from one another with no exec between.
     """
 
     inode: int
     offset: int
     start: int
     size_bytes: int
+    family: bytes = b""
 
 
 @dataclass(slots=True)
@@ -75,8 +84,8 @@ class Footprint:
         return sum(_union(found) for found in intervals.values())
 
 
-def parse_footprint(smaps: Iterable[Smap]) -> Footprint:
-    """Add up the mappings of a process."""
+def parse_footprint(smaps: Iterable[Smap], family: bytes = b"") -> Footprint:
+    """Add up the mappings of a process of a family."""
     found = Footprint()
     for smap in smaps:
         sizes, vma = smap.sizes, smap.vma
@@ -85,7 +94,7 @@ def parse_footprint(smaps: Iterable[Smap]) -> Footprint:
                 continue  # the agent's or the daemon's view of the pool: no memory of its own
             private = min(sizes.get("Anonymous", 0) + sizes.get("Swap", 0), vma.size_bytes)
             found.own_bytes += min(sizes.get("Pss", 0), sizes.get("Anonymous", 0))
-            mapping = PoolMapping(vma.inode, vma.offset, vma.start, vma.size_bytes)
+            mapping = PoolMapping(vma.inode, vma.offset, vma.start, vma.size_bytes, family)
             found.pool[mapping] = vma.size_bytes - private
         else:
             found.own_bytes += sizes.get("Pss", 0)
@@ -98,7 +107,22 @@ def read_footprint(pid: int, proc: Path = PROC) -> Footprint:
     Raises:
         ProcessGoneError, NotPermittedError: it ended, or may not be looked at.
     """
-    return parse_footprint(read_smaps(pid, proc))
+    return parse_footprint(read_smaps(pid, proc), read_family(pid, proc))
+
+
+def read_family(pid: int, proc: Path = PROC) -> bytes:
+    """Read the random bytes that the kernel gives a program at exec and fork hands on.
+
+    Addresses alone don't tell relatives from strangers where address spaces are not randomized.
+    Empty when they can't be read.
+    """
+    try:
+        auxv = memoryview((proc / str(pid) / "auxv").read_bytes())
+        pairs = dict(_AUX.iter_unpack(auxv[: len(auxv) // _AUX.size * _AUX.size]))
+        with (proc / str(pid) / "mem").open("rb", buffering=0) as memory:
+            return os.pread(memory.fileno(), _RANDOM_BYTES, pairs[_AT_RANDOM])
+    except (OSError, KeyError):
+        return b""
 
 
 def sum_footprints(footprints: Iterable[Footprint]) -> Footprint:

@@ -176,6 +176,7 @@ class Savings:
             "pss_before_bytes": best.footprint.unmerged_bytes if best else None,
             "pss_after_bytes": best.after_bytes if best else None,
             "pss_peak_bytes": self._pss_peak,
+            "pool_resident_bytes": best.pool_bytes if best else None,
             "daemon_pss_bytes": best.daemon_bytes if best else None,
             "daemon_cpu_seconds": self._cpu_seconds - self._cpu_at_start,
             "agents_cpu_seconds": sum(self._agents_cpu.values()),

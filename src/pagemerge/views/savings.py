@@ -29,6 +29,7 @@ def print_savings(report: Mapping[str, Any], file: TextIO) -> None:
             ("pages_shared", _pages(report["pages_shared"]), "pages kept"),
             ("pages_sharing", _pages(report["pages_sharing"]), "pages saved"),
             ("ksm_zero_pages", _pages(report["ksm_zero_pages"]), "zero pages saved"),
+            ("pool", _bytes(report["pool_resident_bytes"]), "memory that holds the pages kept"),
             ("metadata", _bytes(report["metadata_bytes"]), "the daemon's records of pages"),
             ("Pss before", _bytes(report["pss_before_bytes"]), "if no page were shared by merging"),
             ("Pss after", _bytes(report["pss_after_bytes"]), _after(report)),

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 from pagemerge.engine.footprint import (
     Footprint,
     parse_footprint,
+    read_family,
     read_footprint,
     read_pool_bytes,
     sum_footprints,
 )
 from pagemerge.memory import parse_smaps, read_smaps_rollup
+from tests.support.processes import Child
 
 KIB = 1024
 
@@ -50,6 +53,29 @@ def test_what_was_inherited_over_a_fork_counts_once() -> None:
     assert sum_footprints([parent, child]).unmerged_bytes == (20 + 100) * KIB
     assert sum_footprints([child, stranger]).unmerged_bytes == 200 * KIB
     assert sum_footprints([child, stranger]).pool_bytes == 100 * KIB
+
+
+def test_strangers_may_have_the_same_addresses() -> None:
+    one, other = (
+        parse_footprint(parse_smaps(pool(0x100000, 100, pss=0)), family)
+        for family in (b"one", b"other")
+    )
+    assert sum_footprints([one, other]).unmerged_bytes == 200 * KIB
+    assert sum_footprints([one, one]).unmerged_bytes == 100 * KIB
+
+
+def test_a_fork_stays_in_the_family_and_an_exec_leaves_it(tmp_path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    try:
+        assert read_family(pid) == read_family(os.getpid()) != b""
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    with Child("input()") as child:
+        assert read_family(child.pid) not in (b"", read_family(os.getpid()))
+    assert read_family(17, tmp_path) == b""
 
 
 def test_overlapping_parts_of_the_pool_count_once() -> None:

@@ -16,6 +16,7 @@ REPORT: dict[str, Any] = {
     "saved_bytes": 12 * MIB - 65536,
     "pss_before_bytes": 40 * MIB,
     "pss_after_bytes": 30 * MIB,
+    "pool_resident_bytes": 5 * MIB,
     "daemon_pss_bytes": 9 * MIB,
     "daemon_cpu_seconds": 0.25,
     "agents_cpu_seconds": 0.05,
@@ -43,6 +44,7 @@ def test_loss_is_said_as_plainly() -> None:
 def test_everything_that_was_measured_is_there() -> None:
     text = printed()
     assert "3,072 (12.0 MiB)" in text
+    assert "5.00 MiB" in text
     assert "75.0 % of it; the daemon's own included" in text
     assert "daemon 250 ms, agents 50 ms; the command's own 2.00 s" in text
     assert "7 (28.0 KiB)" in text
