@@ -2,11 +2,13 @@
 /*
  * Reading pages, and finding equal ones.
  *
- * Nothing is verified here beyond the 32-bit sum: the agents compare bytes, and leave what differs.
+ * The agents compare bytes, so that a wrong match costs time only.  Sums have 32 bits, of which some in every million agree by chance: what is not in
+ * step with the matches before it, as a page of a like region would be, is compared here, too.
  */
 #include "scanner.h"
 
 #include <errno.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -149,12 +151,36 @@ struct found {
 	bool same; /* one is there, but it is the very same page */
 };
 
-static struct found find(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, uint32_t sum)
+static bool slot_equals(struct pm_scanner *scanner, uint32_t slot, const char *page)
+{
+	const struct pm_segment *segment = pm_pool_segment(&scanner->pool, slot);
+
+	if (pm_pool_flush(&scanner->pool, &scanner->run))
+		scanner->counts.write_errors++;
+	return memcmp(segment->map + (uint64_t)pm_slot_position(slot) * PM_PAGE_SIZE, page, PM_PAGE_SIZE) == 0;
+}
+
+static bool page_equals(const struct pm_chunk *other, uint32_t k, const char *page)
+{
+	char copy[PM_PAGE_SIZE];
+	uint64_t address = pm_chunk_address(other, k);
+	struct iovec local = {copy, sizeof(copy)}, remote = {(void *)(uintptr_t)address, sizeof(copy)};
+	const struct pm_mm *mm = other->mm;
+	ssize_t n = mm->by_mem ? pread(mm->mem_fd, copy, sizeof(copy), (off_t)address) :
+				 process_vm_readv(mm->pid, &local, 1, &remote, 1, 0);
+
+	return n == (ssize_t)sizeof(copy) && memcmp(copy, page, sizeof(copy)) == 0;
+}
+
+/* `page`: the content, or NULL where only the sum is known. */
+static struct found find(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, uint32_t sum, const char *page)
 {
 	struct found found = {.slot = PM_NO_SLOT};
+	uint32_t number = pm_page_number(chunk, i);
 
 	for (uint32_t ref = pm_index_first(&scanner->index, sum); ref != PM_REF_NONE;
 	     ref = pm_index_next(&scanner->index, ref, sum)) {
+		bool in_step = !page || ref - number == scanner->step;
 		struct pm_chunk *other;
 		uint32_t k;
 
@@ -163,7 +189,10 @@ static struct found find(struct pm_scanner *scanner, struct pm_chunk *chunk, uin
 
 			if (!users || users >= scanner->knobs.max_page_sharing)
 				continue;
+			if (!in_step && !slot_equals(scanner, slot, page))
+				continue;
 			found.slot = slot;
+			scanner->step = ref - number;
 			return found;
 		}
 		other = pm_chunk_of(&scanner->chunks, ref, &k);
@@ -173,9 +202,13 @@ static struct found find(struct pm_scanner *scanner, struct pm_chunk *chunk, uin
 			found.same = true;
 			continue;
 		}
+		if (!in_step && !page_equals(other, k, page))
+			continue;
 		found.chunk = other;
 		found.i = k;
 	}
+	if (found.chunk)
+		scanner->step = pm_page_number(found.chunk, found.i) - number;
 	return found;
 }
 
@@ -233,7 +266,7 @@ static void match(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i
 		ask(chunk, i, PM_LINK_ZERO, scanner->slice);
 		return;
 	}
-	found = find(scanner, chunk, i, sum);
+	found = find(scanner, chunk, i, sum, page);
 	if (chunk->mm->deaf) {
 		found.slot = PM_NO_SLOT;
 		found.chunk = NULL;
@@ -268,7 +301,7 @@ bool pm_match_known(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t
 
 	if (chunk->mm->deaf)
 		return true;
-	found = find(scanner, chunk, i, chunk->sum[i]);
+	found = find(scanner, chunk, i, chunk->sum[i], NULL);
 	if (found.slot == PM_NO_SLOT || pm_slot_get(&scanner->pool, found.slot))
 		return false;
 	ask(chunk, i, found.slot, scanner->slice);

@@ -160,6 +160,7 @@ struct pm_scanner {
 	struct pm_candidate candidates[PM_READ_PAGES];
 	size_t ncandidates;
 	uint32_t sums[PM_READ_PAGES];
+	uint32_t step; /* of the last match: reference - page number */
 	struct pm_page_region spans[PM_SPANS];
 	struct pm_maps maps;
 	struct pm_pool_run run;
