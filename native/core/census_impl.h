@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What census.c (reading) and census_group.c (counting) share; nobody else includes it. */
+/* What the files of the census share; nobody else includes it. */
 #ifndef PM_CENSUS_IMPL_H
 #define PM_CENSUS_IMPL_H
 
@@ -9,6 +9,8 @@
 
 #include "census.h"
 #include "sys.h"
+
+#define PM_FRAMES_MAX (1ull << 32) /* 16 TiB of memory in a bitmap of 512 MiB, of which only the touched part exists */
 
 /*
  * A record's place: the page's number from the segment's base, below the flags.  With 12 bytes a record and 4 for the
@@ -93,6 +95,8 @@ static inline bool pm_space_usable(const struct pm_census *c, uint32_t space)
 
 /* Run fn in c->threads threads, this one among them. */
 int pm_census_run_threads(struct pm_census *c, void *(*fn)(void *));
+/* Room for one more in an array that doubles. */
+int pm_census_make_room(void **array, size_t *room, size_t used, size_t size);
 /* Memory that costs nothing until it is touched; NULL when there is none. */
 void *pm_census_reserve(size_t bytes);
 
