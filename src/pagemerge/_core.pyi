@@ -15,7 +15,7 @@ def zero_pages(buffer: object) -> bytes:
     """One byte a page: 1 where the page is all zero."""
 
 class Scanner:
-    """What ksmd knows: processes, their pages, the index, the pool. One domain, one NUMA node set."""
+    """What ksmd knows of one domain: processes, their pages, the index, the pool."""
 
     def __init__(self) -> None: ...
     # processes; `mm` is a number the caller chooses, never reused
@@ -42,17 +42,21 @@ class Scanner:
     def exclude(self, mm: int, start: int, end: int) -> None: ...
     # scanning
     def set_knob(self, name: str, value: int) -> None:
-        """use_zero_pages, max_page_sharing, smart_scan, merge_across_nodes, stable_node_chains_prune_millisecs, gap_pages, vma_reserve."""
+        """Set a knob of the kernel's name, or gap_pages or vma_reserve (pages, mappings)."""
     def begin_pass(self) -> None: ...
     def begin_mm(self, mm: int) -> bool:
-        """Refresh the process's regions; False when it has none that may be merged, ProcessLookupError when it is gone."""
+        """Refresh the process's regions; False when it has none that may be merged.
+
+        Raises:
+            ProcessLookupError: the process is gone.
+        """
     def scan(self, mm: int, budget: int) -> tuple[int, bool]:
-        """Look at up to `budget` candidate pages from the cursor; (pages looked at, whether the process is done)."""
+        """Look at up to `budget` pages from the cursor: (pages looked at, whether it is done)."""
     def end_pass(self) -> None:
         """Retire and drop segments, forget what is stale."""
     # requests for agents
     def take_request(self, mm: int) -> tuple[int, bytes, list[int]] | None:
-        """The next datagram for a process: (seq, bytes, descriptors to send with it). None: nothing to ask."""
+        """The next datagram for a process, or None: (seq, bytes, descriptors to send)."""
     def put_result(self, mm: int, datagram: bytes) -> None:
         """Apply a PM_RESULT. ValueError when it is not one, or answers nothing that was asked."""
     def drop_requests(self, mm: int) -> None:
@@ -74,6 +78,7 @@ class Scanner:
 
 def check_message(datagram: bytes, to_daemon: bool) -> None:
     """ValueError, with the reason, where a datagram is not well-formed."""
+
 def parse_maps(text: bytes) -> list[tuple[int, int, str, int, int, int, str]]:
     """Lines of /proc/PID/maps: (start, end, perms, offset, dev, inode, path)."""
 
@@ -96,12 +101,13 @@ class Census:
     ) -> tuple[dict[str, Any], list[bytes], list[tuple[int, int, int, int, int, int, int]]]:
         """Once: (totals, matrices of doubles, top contents).
 
-        A party is a packed uint32 for each region; a content is (hash, pages, frames, spaces, regions, region, page).
+        A party is a packed uint32 for each region; a content is (hash, pages, frames, spaces,
+        regions, region, page).
         """
     def runs(self, gap_pages: int, /) -> tuple[int, int, int, list[int]]:
         """After `group`: (runs, pages, gap pages, runs of 1, 2-3, 4-7 ... pages)."""
     def select(self) -> tuple[bytes, bytes]:
-        """After `group`: regions, the most useful first (uint32), and pages saved by them so far (double)."""
+        """After `group`: regions, the most useful first (uint32), and pages saved (double)."""
     def regions(self) -> bytes: ...
     def spaces(self) -> list[tuple[int, int]]:
         """(0 read, 1 gone, 2 refused, 3 failed; errno) of each space."""

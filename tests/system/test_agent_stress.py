@@ -15,7 +15,7 @@ import pytest
 
 from pagemerge.engine import wire
 from tests.support.victims import agent_env, compiled, read_stress, run_stress
-from tests.system.test_agent import PAGE, RANGE, RUN, Peer, segment
+from tests.system.test_agent import JOINED, PAGE, RANGE, RUN, Peer, segment
 
 SECONDS = float(os.environ.get("PAGEMERGE_STRESS_SECONDS", "5"))
 PAGES = 2048
@@ -59,7 +59,7 @@ def test_no_write_is_lost_while_a_program_is_merged_and_unmerged_without_pause(
                 hammer(peer, mark.start, fd, chance, totals)
         except (AssertionError, OSError):
             assert ended(process), "the agent hung up while its program was running"
-        print(read_stress(process), totals)
+        read_stress(process)
         peer.close()
     os.close(fd)
     assert totals["merged"] > 1000
@@ -73,9 +73,7 @@ def ended(process: subprocess.Popen[str]) -> bool:
     return process.poll() is not None
 
 
-def hammer(
-    peer: Peer, start: int, fd: int, chance: random.Random, totals: dict[str, int]
-) -> None:
+def hammer(peer: Peer, start: int, fd: int, chance: random.Random, totals: dict[str, int]) -> None:
     """One request of a random kind and place."""
     length = chance.choice([1, 1, 3, 16, 100, 512])
     first = chance.randrange(PAGES - length + 1)
@@ -89,11 +87,12 @@ def hammer(
     else:
         gap = length > 20 and chance.random() < 0.5
         middle = length // 2
+        after = middle + 2
         runs = (
             [
                 RUN.pack(place, middle, 0, first, 0),
                 RUN.pack(place + middle * PAGE, 2, 0, first + middle, 3),
-                RUN.pack(place + (middle + 2) * PAGE, length - middle - 2, 0, first + middle + 2, 2),
+                RUN.pack(place + after * PAGE, length - after, 0, first + after, JOINED),
             ]
             if gap
             else [RUN.pack(place, length, 0, first, 0)]
