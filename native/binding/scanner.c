@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 
 typedef struct {
 	PyObject_HEAD
@@ -284,8 +285,9 @@ static PyObject *scanner_take_request(Scanner *self, PyObject *args)
 {
 	struct pm_request_out out = {0};
 	unsigned long long number;
+	PyObject *fds, *result;
 	struct pm_mm *mm;
-	PyObject *fds;
+	char *copy = NULL;
 	int n = 0;
 
 	if (!PyArg_ParseTuple(args, "K:take_request", &number))
@@ -294,20 +296,26 @@ static PyObject *scanner_take_request(Scanner *self, PyObject *args)
 		mm = pm_mm_find(self->scanner, number);
 		if (mm)
 			n = pm_mm_take(self->scanner, mm, &out);
+		if (n > 0) /* the scanner's own is overwritten by the next request */
+			copy = malloc(out.length);
+		if (copy)
+			memcpy(copy, out.datagram, out.length);
 	});
 	if (!mm)
 		return no_process(number);
 	if (n < 0)
 		return raise_errno(n, "take_request");
+	if (n > 0 && !copy)
+		return PyErr_NoMemory();
 	if (n == 0)
 		Py_RETURN_NONE;
 	fds = PyList_New((Py_ssize_t)out.nfds);
 	for (size_t i = 0; fds && i < out.nfds; i++)
 		if (PyList_SetItem(fds, (Py_ssize_t)i, PyLong_FromLong(out.fds[i])) < 0)
 			Py_CLEAR(fds);
-	if (!fds)
-		return NULL;
-	return Py_BuildValue("Ky#N", (unsigned long long)out.seq, out.datagram, (Py_ssize_t)out.length, fds);
+	result = fds ? Py_BuildValue("Ky#N", (unsigned long long)out.seq, copy, (Py_ssize_t)out.length, fds) : NULL;
+	free(copy);
+	return result;
 }
 
 static PyObject *scanner_put_result(Scanner *self, PyObject *args)

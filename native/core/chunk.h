@@ -7,6 +7,7 @@
 #ifndef PM_CHUNK_H
 #define PM_CHUNK_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -36,6 +37,7 @@ enum pm_page_state {
 #define PM_REF_NONE 0xffffffffu
 #define PM_LINK_ALONE 0xfffffffeu /* PM_UNSHARED: its content was refused once, leave it until it changes */
 #define PM_LINK_ZERO 0xfffffffdu
+#define PM_LINK_DIFFERS 0xfffffffau /* PM_LOOKED: its sum is also another content's: take the other half of the hash */
 #define PM_LINK_LEFT 0xfffffffbu /* PM_LOOKED: known, and not merged for want of mappings */
 #define PM_LINK_KNOWN 0xfffffffcu /* PM_LOOKED: its sum is that of its content as far as writes are tracked */
 
@@ -50,6 +52,8 @@ struct pm_chunk {
 	uint16_t n;      /* pages that have records */
 	uint16_t used;   /* pages not PM_NONE */
 	uint16_t wanted; /* pages PM_PENDING or PM_RECALLED */
+	uint16_t looked; /* pages PM_LOOKED */
+	bool plain;      /* no page needs more than its write tracking: as of the last look at all of them */
 	uint32_t touched; /* the slice of scanning in which a page became wanted last */
 	uint32_t *sum;   /* [n] */
 	uint32_t *link;  /* [n] */

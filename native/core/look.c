@@ -15,7 +15,8 @@
  * count is kept in five bits: after 22 it goes round from 14.
  */
 static const uint32_t DUE = 1u << 0 | 1u << 1 | 1u << 2 | 1u << 3 | 1u << 5 | 1u << 8 | 1u << 13 | 1u << 22;
-enum { VISIT_LAST = 22, VISIT_AGAIN = 14, VISITS = 31, BLOCK = 64 };
+static const uint64_t READ_BYTES = 32u << 20; /* in one call, which then ends early: some 10 ms */
+enum { VISIT_LAST = 22, VISIT_AGAIN = 14, VISITS = 31, BLOCK = 64, WHOLE_PASSES = 16, STEP_PAGES = 8192 };
 
 struct look {
 	struct pm_scanner *scanner;
@@ -59,16 +60,15 @@ static bool visit(struct look *look, struct pm_chunk *chunk, uint32_t i)
 static void protect_flush(struct look *look)
 {
 	if (look->protect_end > look->protect_start)
-		pm_track_protect(&look->mm->track, look->protect_start, look->protect_end);
+		pm_track_protect(&look->mm->track, false, look->protect_start, look->protect_end);
 	look->protect_start = look->protect_end = 0;
 }
 
+/* The call picks the written private pages of its range by itself, so that one does for many pages with others between. */
 static void protect(struct look *look, uint64_t address)
 {
-	if (address != look->protect_end || !look->protect_end) {
-		protect_flush(look);
+	if (!look->protect_end)
 		look->protect_start = address;
-	}
 	look->protect_end = address + PM_PAGE_SIZE;
 }
 
@@ -106,10 +106,16 @@ static uint32_t settled(struct look *look, struct pm_chunk *chunk, uint32_t i, u
 static void look_anew(struct look *look, struct pm_chunk *chunk, uint32_t i, uint64_t is)
 {
 	bool look_now = visit(look, chunk, i);
+	/* Kept, since an agent's barrier makes pages look written: the sum tells whether the content is still the same. */
+	bool differs = pm_page_state(chunk, i) == PM_LOOKED && chunk->link[i] == PM_LINK_DIFFERS;
 
 	pm_page_detach(look->scanner, chunk, i, PM_LOOKED);
+	if (differs)
+		chunk->link[i] = PM_LINK_DIFFERS;
 	if (is & PM_IS_WRITTEN && look_now)
 		protect(look, pm_chunk_address(chunk, i));
+	else if (is & PM_IS_WRITTEN)
+		protect_flush(look); /* skipped: stays as it is */
 }
 
 static bool is_known(const struct pm_chunk *chunk, uint32_t i)
@@ -180,11 +186,13 @@ static void look_private(struct look *look, struct pm_chunk *chunk, uint32_t i, 
 	if (look->region->tracked && is & PM_IS_WPALLOWED && !(is & PM_IS_HUGE)) {
 		private_tracked(look, chunk, i, is);
 	} else if (look->region->tracked && !(is & PM_IS_HUGE)) {
+		chunk->plain = false;
 		/* A mapping made since the regions were read: it gets its tracking with the next refresh. */
 		look->mm->stale = true;
 		visit(look, chunk, i);
 		pm_page_detach(look->scanner, chunk, i, PM_LOOKED);
 	} else {
+		chunk->plain = false;
 		private_untracked(look, chunk, i);
 	}
 }
@@ -216,6 +224,7 @@ static void look_pool(struct look *look, struct pm_chunk *chunk, uint32_t i, uin
 		unsigned int state = pm_page_state(chunk, i);
 
 		look->scanned++;
+		chunk->plain = false;
 		if (state == PM_UNSHARED) {
 			uint8_t visits = chunk->state[i] & VISITS;
 
@@ -259,15 +268,16 @@ static void look_absent(struct look *look, struct pm_chunk *chunk, uint32_t i, u
 	case PM_RECALLED:
 		return;
 	case PM_MERGED:
-		if (!(is & (PM_IS_SWAPPED | PM_IS_PFNZERO))) {
-			look->scanned++; /* not touched since it was mapped: the pool's, nevertheless */
+		if (!(is & PM_IS_PFNZERO) && (is & (PM_IS_SWAPPED | PM_IS_WRITTEN)) != (PM_IS_SWAPPED | PM_IS_WRITTEN)) {
+			/* Not touched since it was mapped, or reclaimed, leaving a protected hole: the pool's, nevertheless. */
+			look->scanned++;
 			return;
 		}
 		look->mm->breaks++;
 		look->scanner->counts.breaks++;
 		break;
 	case PM_ZEROED:
-		if (is & PM_IS_SWAPPED)
+		if (is & PM_IS_SWAPPED && is & PM_IS_WRITTEN)
 			break;
 		if (chunk->sum[i]) {
 			chunk->sum[i] = 0;
@@ -295,6 +305,9 @@ static uint64_t look_span(struct look *look, struct pm_chunk *chunk, uint64_t st
 		     look->region->tracked;
 	bool merged = present ? (is & PM_IS_FILE) != 0 : is == 0;
 
+	/* A merged page needs no protection, but one without would be listed among the written ones. */
+	if (present && merged && is & PM_IS_WRITTEN && is & PM_IS_WPALLOWED && !(is & PM_IS_HUGE) && look->mm->whole)
+		pm_track_protect(&look->mm->track, true, start, end);
 	while (i < stop) {
 		uint32_t n = 0;
 
@@ -404,10 +417,54 @@ static uint64_t look_hole(struct look *look, uint64_t start, uint64_t end)
 }
 
 
+/* Pages that have not been written since the last look, in a stretch where nothing else is of interest. */
+static uint64_t look_quiet(struct look *look, uint64_t start, uint64_t end)
+{
+	struct pm_mm *mm = look->mm;
+
+	for (size_t c = pm_mm_chunk_at(mm, start); c < mm->nchunks && mm->chunks[c]->base < end; c++) {
+		struct pm_chunk *chunk = mm->chunks[c];
+		uint64_t low = pm_chunk_address(chunk, 0), high = pm_chunk_address(chunk, chunk->n);
+		uint32_t i, stop;
+
+		if (low < start)
+			low = start;
+		if (high > end)
+			high = end;
+		if (low >= high)
+			continue;
+		i = (uint32_t)((low - chunk->base) >> PM_PAGE_SHIFT) - chunk->first;
+		stop = (uint32_t)((high - chunk->base) >> PM_PAGE_SHIFT) - chunk->first;
+		while (i < stop) {
+			uint32_t n;
+
+			if (look->scanned >= look->budget)
+				return pm_chunk_address(chunk, i);
+			n = settled(look, chunk, i, stop - i, pm_page_state(chunk, i));
+			if (n) {
+				i += n;
+				continue;
+			}
+			n = stop - i < BLOCK ? stop - i : BLOCK;
+			for (; n && look->scanned < look->budget; n--, i++) {
+				unsigned int state = pm_page_state(chunk, i);
+
+				if (state == PM_UNSHARED)
+					visit(look, chunk, i);
+				else if (state != PM_NONE && state != PM_ZEROED)
+					look->scanned++;
+			}
+		}
+	}
+	return end;
+}
+
 int pm_mm_begin(struct pm_scanner *scanner, struct pm_mm *mm)
 {
-	int err = pm_mm_refresh(scanner, mm);
+	int err;
 
+	mm->whole = false;
+	err = pm_mm_refresh(scanner, mm);
 	if (err)
 		return err;
 	if (!mm->in_pass)
@@ -415,6 +472,13 @@ int pm_mm_begin(struct pm_scanner *scanner, struct pm_mm *mm)
 	mm->in_pass = true;
 	mm->region_at = 0;
 	mm->cursor = 0;
+	if (mm->zero_fresh || ++mm->partial >= WHOLE_PASSES || !mm->track.can_scan)
+		mm->whole = true;
+	if (mm->whole) {
+		mm->partial = 0;
+		for (size_t c = 0; c < mm->nchunks; c++)
+			mm->chunks[c]->plain = true; /* until something else is seen there */
+	}
 	if (!mm->nregions) {
 		mm->in_pass = false;
 		scanner->in_pass--;
@@ -423,21 +487,58 @@ int pm_mm_begin(struct pm_scanner *scanner, struct pm_mm *mm)
 	return mm->nregions > 0;
 }
 
+/*
+ * Whether only what was written need be looked for at `start`, and in *end how far that goes: over chunks that have been
+ * looked at whole, and in which no page waits for its second look.
+ */
+static bool written_only(const struct pm_mm *mm, const struct pm_region *region, uint64_t start, uint64_t *end)
+{
+	size_t c = pm_mm_chunk_at(mm, start);
+	bool plain = true;
+
+	*end = region->end;
+	if (mm->whole || !region->tracked)
+		return false;
+	if (c < mm->nchunks && mm->chunks[c]->base <= start)
+		plain = mm->chunks[c]->plain && !mm->chunks[c]->looked;
+	for (; c < mm->nchunks && mm->chunks[c]->base < region->end; c++) {
+		const struct pm_chunk *chunk = mm->chunks[c];
+
+		if (chunk->base > start && (chunk->plain && !chunk->looked) != plain) {
+			*end = chunk->base;
+			break;
+		}
+		if (!plain && (c + 1 == mm->nchunks || mm->chunks[c + 1]->base != chunk->base + PM_CHUNK_BYTES)) {
+			if (chunk->base + PM_CHUNK_BYTES < region->end)
+				*end = chunk->base + PM_CHUNK_BYTES;
+			break;
+		}
+	}
+	return plain;
+}
+
 static int step(struct look *look, const struct pm_region *region)
 {
 	struct pm_mm *mm = look->mm;
 	struct pm_scanner *scanner = look->scanner;
-	uint64_t start = mm->cursor, walked, at = start;
-	int n = pm_track_query(&mm->track, start, region->end, look->budget - look->scanned, scanner->spans, PM_SPANS,
-			       &walked);
+	uint64_t start = mm->cursor, left = look->budget - look->scanned, end, walked, at = start;
+	bool quiet = written_only(mm, region, start, &end);
+	int n;
 
+	if (!quiet && left > STEP_PAGES)
+		left = STEP_PAGES;
+	/* No further than the budget can reach, or every small batch would walk all of the page tables. */
+	if (quiet && left < (end - start) >> PM_PAGE_SHIFT)
+		end = start + (left << PM_PAGE_SHIFT);
+	n = pm_track_query(&mm->track, quiet ? PM_QUERY_WRITTEN : PM_QUERY_ALL, start, end, left, scanner->spans, PM_SPANS,
+			   &walked);
 	if (n < 0)
 		return n;
 	for (int i = 0; i < n && look->scanned < look->budget; i++) {
 		const struct pm_page_region *span = &scanner->spans[i];
 
 		if (span->start > at)
-			at = look_hole(look, at, span->start);
+			at = quiet ? look_quiet(look, at, span->start) : look_hole(look, at, span->start);
 		if (at < span->start)
 			break;
 		at = look_present(look, span->start, span->end, span->categories);
@@ -445,7 +546,7 @@ static int step(struct look *look, const struct pm_region *region)
 			break;
 	}
 	if (look->scanned < look->budget && at < walked && (n == 0 || at == scanner->spans[n - 1].end))
-		at = look_hole(look, at, walked);
+		at = quiet ? look_quiet(look, at, walked) : look_hole(look, at, walked);
 	mm->cursor = at;
 	return 0;
 }
@@ -453,15 +554,17 @@ static int step(struct look *look, const struct pm_region *region)
 int pm_mm_scan(struct pm_scanner *scanner, struct pm_mm *mm, uint64_t budget, uint64_t *scanned, bool *done)
 {
 	struct look look = {.scanner = scanner, .mm = mm, .budget = budget};
+	uint64_t read_until = scanner->counts.bytes_read + READ_BYTES;
 	int err = 0;
 
 	scanner->slice++;
-	while (mm->region_at < mm->nregions && look.scanned < budget) {
+	while (mm->region_at < mm->nregions && look.scanned < budget && scanner->counts.bytes_read < read_until) {
 		const struct pm_region *region = &mm->regions[mm->region_at];
 
 		if (mm->cursor < region->start)
 			mm->cursor = region->start;
 		if (mm->cursor >= region->end) {
+			protect_flush(&look); /* never over memory that is no region */
 			mm->region_at++;
 			continue;
 		}

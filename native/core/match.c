@@ -308,24 +308,33 @@ bool pm_match_known(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t
 	return true;
 }
 
-/* Whether what was read makes the page a candidate, now that its sum is known. */
-static bool proven(struct pm_scanner *scanner, const struct pm_candidate *c, uint32_t sum)
+/*
+ * Whether what was read makes the page a candidate, and with which sum: that of the hash's low half, or of its high half
+ * where the low one turned out to be another content's too (one page in some 10^4 of a 100 GiB).
+ */
+static bool proven(struct pm_scanner *scanner, const struct pm_candidate *c, uint64_t hash, uint32_t salted, uint32_t *sum)
 {
 	struct pm_chunk *chunk = c->chunk;
-	uint32_t before = chunk->sum[c->i];
+	uint32_t before = chunk->sum[c->i], low = (uint32_t)hash + salted, high = (uint32_t)(hash >> 32) + salted;
 	unsigned int state = pm_page_state(chunk, c->i);
 
 	if (state == PM_UNSHARED) { /* without tracking: is it still what the index says? */
-		if (before != sum) {
+		if (before != low && before != high) {
 			pm_page_detach(scanner, chunk, c->i, PM_LOOKED);
-			chunk->sum[c->i] = sum;
+			chunk->sum[c->i] = low;
 		}
 		return false;
 	}
 	if (state != PM_LOOKED)
 		return false;
-	chunk->sum[c->i] = sum;
-	if (c->decided || before == sum)
+	if (chunk->link[c->i] == PM_LINK_DIFFERS && before == high) { /* neither sum helps; until it is written */
+		pm_set_state(chunk, c->i, PM_UNSHARED);
+		chunk->link[c->i] = PM_LINK_ALONE;
+		return false;
+	}
+	*sum = before == high || (chunk->link[c->i] == PM_LINK_DIFFERS && before == low) ? high : low;
+	chunk->sum[c->i] = *sum;
+	if (c->decided || before == low || before == high)
 		return true;
 	pm_page_unleave(chunk, c->i);
 	chunk->link[c->i] = PM_REF_NONE;
@@ -337,6 +346,7 @@ void pm_candidates_match(struct pm_scanner *scanner)
 	struct pm_candidate *c = scanner->candidates;
 	int nodes[PM_READ_PAGES];
 	size_t n = scanner->ncandidates;
+	uint32_t sum;
 
 	if (!n)
 		return;
@@ -349,13 +359,13 @@ void pm_candidates_match(struct pm_scanner *scanner)
 	for (size_t i = 0; i < n; i++) {
 		if (!c[i].chunk)
 			continue;
-		scanner->sums[i] = (uint32_t)pm_page_hash(scanner->buffer + i * PM_PAGE_SIZE) + salt(nodes[i]);
+		scanner->hashes[i] = pm_page_hash(scanner->buffer + i * PM_PAGE_SIZE);
 		scanner->counts.bytes_hashed += PM_PAGE_SIZE;
-		pm_index_prefetch(&scanner->index, scanner->sums[i]);
+		pm_index_prefetch(&scanner->index, (uint32_t)scanner->hashes[i] + salt(nodes[i]));
 	}
 	for (size_t i = 0; i < n; i++)
-		if (c[i].chunk && proven(scanner, &c[i], scanner->sums[i]))
-			match(scanner, c[i].chunk, c[i].i, scanner->sums[i], scanner->buffer + i * PM_PAGE_SIZE, nodes[i]);
+		if (c[i].chunk && proven(scanner, &c[i], scanner->hashes[i], salt(nodes[i]), &sum))
+			match(scanner, c[i].chunk, c[i].i, sum, scanner->buffer + i * PM_PAGE_SIZE, nodes[i]);
 	scanner->ncandidates = 0;
 	if (pm_pool_flush(&scanner->pool, &scanner->run))
 		scanner->counts.write_errors++;

@@ -23,6 +23,10 @@ void pm_set_state(struct pm_chunk *chunk, uint32_t i, unsigned int state)
 		chunk->used++;
 	if (state == PM_NONE)
 		chunk->used--;
+	if (old == PM_LOOKED)
+		chunk->looked--;
+	if (state == PM_LOOKED)
+		chunk->looked++;
 	if (wanted(old) && !wanted(state)) {
 		chunk->wanted--;
 		mm->wanted--;

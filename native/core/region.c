@@ -367,6 +367,7 @@ int pm_mm_refresh(struct pm_scanner *scanner, struct pm_mm *mm)
 			return err;
 	}
 	mm->stale = false;
+	mm->whole = true;
 	mm->unread = 0;
 	mm->statm = size;
 	check_records(scanner, mm);

@@ -60,6 +60,12 @@ static bool may_be_gap(const struct pm_chunk *chunk, uint32_t i)
 {
 	unsigned int state = pm_page_state(chunk, i);
 
+	if (chunk->mm->foreign) { /* it may be mapped from a pool that is not ours */
+		const struct pm_part *part = pm_mm_part(chunk->mm, pm_chunk_address(chunk, i));
+
+		if (part && part->slot == PM_NO_SLOT)
+			return false;
+	}
 	return state == PM_LOOKED || state == PM_UNSHARED;
 }
 
@@ -75,14 +81,12 @@ static bool still_filling(const struct build *build, uint32_t slot)
  * The group that begins at page `i`, which is pending: runs of one alignment, with gaps between them.  Returns the number
  * of runs put at `runs`, and the page after the group in *after.
  */
-static uint32_t group(const struct build *build, const struct pm_chunk *chunk, uint32_t i, struct pm_run *runs,
+static uint32_t group(const struct pm_chunk *chunk, uint32_t i, struct pm_run *runs,
 		      uint32_t *after, uint32_t gap_max)
 {
 	uint32_t slot = chunk->link[i], n = 0, at = i, end = i, room = PM_SEGMENT_PAGES - pm_slot_position(slot);
 	uint32_t stop = i + room < chunk->n ? i + room : chunk->n;
 
-	if (build->mm->foreign)
-		gap_max = 0; /* a page that was looked at may be another pool's */
 	for (;;) {
 		uint32_t from = at, gap;
 
@@ -132,7 +136,7 @@ static void build_merges(struct build *build, struct pm_chunk *chunk)
 	uint32_t after;
 
 	for (uint32_t i = 0; i < chunk->n && !build->full; i = after) {
-		uint32_t n, segment, pages = 0, gap_max = scanner->knobs.gap_pages;
+		uint32_t n, segment, segments = build->nsegments, pages = 0, gap_max = scanner->knobs.gap_pages;
 		uint64_t cost;
 
 		after = i + 1;
@@ -141,7 +145,7 @@ static void build_merges(struct build *build, struct pm_chunk *chunk)
 			continue;
 		if (vmas_free(build) < scanner->max_map_count / 4 && gap_max && gap_max < GAP_SCARCE)
 			gap_max = GAP_SCARCE;
-		n = group(build, chunk, i, runs, &after, gap_max);
+		n = group(chunk, i, runs, &after, gap_max);
 		/* A mapping in the middle of another makes two more; next to the one before, one. */
 		cost = build->n && build->end == runs[0].addr ? 1 : 2;
 		if (vmas_free(build) < cost) {
@@ -150,6 +154,7 @@ static void build_merges(struct build *build, struct pm_chunk *chunk)
 		}
 		segment = segment_index(build, chunk->link[i]);
 		if (segment == SEGMENTS_MAX || build->n + n > RUNS_MAX || build->pages >= PM_ASK_PAGES) {
+			build->nsegments = segments; /* every descriptor that is sent is named by a run */
 			build->full = true;
 			break;
 		}
@@ -302,11 +307,9 @@ static void page_failed(struct pm_scanner *scanner, struct pm_chunk *chunk, uint
 	pm_page_detach(scanner, chunk, i, PM_LOOKED);
 	switch (why) {
 	case PM_FAIL_DIFFERS:
-		/* Equal by its sum, not by its bytes: not to be asked again until it is written. */
-		if (type == PM_MERGE) {
-			pm_set_state(chunk, i, PM_UNSHARED);
-			chunk->link[i] = PM_LINK_ALONE;
-		}
+		/* Equal by its sum, not by its bytes; if it has not been written either, another sum may tell. */
+		if (type == PM_MERGE)
+			chunk->link[i] = PM_LINK_DIFFERS;
 		break;
 	case PM_FAIL_WRITTEN:
 		break;

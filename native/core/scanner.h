@@ -72,7 +72,9 @@ struct pm_mm {
 	bool in_pass;    /* between begin_mm and the end of its scan */
 	bool by_mem;     /* process_vm_readv is forbidden: read /proc/PID/mem */
 	bool foreign;    /* maps a pool that is retired or unknown */
+	bool whole;      /* this pass looks at everything, not only at what was written */
 	uint32_t unread; /* passes since the maps were read */
+	uint32_t partial; /* passes since one that was whole */
 	uint64_t statm;  /* size, pages */
 	struct pm_interval *marks;
 	size_t nmarks, marks_cap;
@@ -159,8 +161,8 @@ struct pm_scanner {
 	char *buffer; /* PM_READ_PAGES pages */
 	struct pm_candidate candidates[PM_READ_PAGES];
 	size_t ncandidates;
-	uint32_t sums[PM_READ_PAGES];
 	uint32_t step; /* of the last match: reference - page number */
+	uint64_t hashes[PM_READ_PAGES];
 	struct pm_page_region spans[PM_SPANS];
 	struct pm_maps maps;
 	struct pm_pool_run run;

@@ -18,14 +18,19 @@ struct pm_track {
 void pm_track_init(struct pm_track *track, int pagemap_fd);
 
 /*
+ * Which pages a query lists: all that are present or swapped, or only private ones that were written since the last look.
+ */
+enum pm_query { PM_QUERY_ALL, PM_QUERY_WRITTEN };
+
+/*
  * Spans of present or swapped pages in [start, end), at most `max_pages` pages (0: no limit) in at most `cap` spans.
  * Returns the number of spans and in *walked where the look ended, or -errno (-ESRCH: the memory is gone).
  */
-int pm_track_query(struct pm_track *track, uint64_t start, uint64_t end, uint64_t max_pages, struct pm_page_region *spans,
+int pm_track_query(struct pm_track *track, enum pm_query query, uint64_t start, uint64_t end, uint64_t max_pages, struct pm_page_region *spans,
 		   size_t cap, uint64_t *walked);
 
-/* Write-protect the written pages of a range so that the next write is noticed.  0 or -errno. */
-int pm_track_protect(struct pm_track *track, uint64_t start, uint64_t end);
+/* Write-protect the written private (or the pool's) pages of a range so that the next write is noticed; no huge ones. */
+int pm_track_protect(struct pm_track *track, bool pool, uint64_t start, uint64_t end);
 
 /* Have writes to [start, end) tracked through a userfaultfd with WP_ASYNC.  0 or -errno. */
 int pm_track_register(int uffd, uint64_t start, uint64_t end);

@@ -25,7 +25,7 @@ __all__ = ["Ksmd"]
 
 log = logging.getLogger("pagemerge.ksmd")
 
-SLICE_PAGES = 8192  # pages looked at before the sockets get their turn; some 10 ms
+SLICE_PAGES = 1 << 18  # before the sockets get their turn; ends earlier when many are read
 QUIET_NAP_SECONDS = 0.002  # after a pass that found nothing new; doubles up to the next
 QUIET_NAP_MAX_SECONDS = 0.25
 
@@ -154,8 +154,9 @@ class Ksmd:
             scanned, done = client.scanner.scan(client.mm, left)
             left -= scanned
             self._batch_left -= scanned
-            if done:
-                self._current = None
+            if not done:
+                break  # it has read for long enough, or the budget is used up
+            self._current = None
         self.send_requests()
 
     def _next_client(self) -> bool:
