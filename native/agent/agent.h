@@ -42,7 +42,7 @@ struct pm_vma {
 	bool pool;
 };
 int pm_vma_find(uint64_t addr, struct pm_vma *out); /* the mapping at or after addr: 0, or -ENOENT */
-long pm_vma_count(void);
+long pm_vma_count(const char **async);
 
 /* dir.c */
 int pm_dir_each(int dir, int (*see)(const char *name, void *context), void *context);

@@ -11,6 +11,8 @@
 #include "marks.h"
 #include "replace.h"
 
+PM_API long mbind(void *, unsigned long, int, const unsigned long *, unsigned long, unsigned int); /* <numaif.h> */
+
 enum { PR_SET_MEMORY_MERGE_ = 67, PR_GET_MEMORY_MERGE_ = 68 };
 
 /* Every replaced page lies in here; calls elsewhere cost one comparison. */
@@ -40,7 +42,7 @@ static int result(long value)
 	return -1;
 }
 
-/* Break the sharing of pool mappings in the range, now: each page becomes the process's own. */
+/* Break the sharing of pool mappings in the range, now: each page becomes the process's own. With the replacing lock held. */
 static long break_sharing(uint64_t start, uint64_t end)
 {
 	while (start < end) {
@@ -59,9 +61,7 @@ static long break_sharing(uint64_t start, uint64_t end)
 			if (errno == ENOMEM || errno == EINTR)
 				return errno == ENOMEM ? -EAGAIN : -EINTR;
 		}
-		pm_replace_lock();
 		int error = pm_make_anonymous(from, to, true, NULL);
-		pm_replace_unlock();
 		if (error)
 			return error;
 	}
@@ -78,6 +78,8 @@ long pm_calls_mergeable(uint64_t start, size_t length, bool on)
 		return -EINVAL;
 	if (start == end)
 		return 0;
+	if (!on)
+		pm_replace_lock();
 	while (at < end) {
 		struct pm_vma vma;
 
@@ -98,6 +100,7 @@ long pm_calls_mergeable(uint64_t start, size_t length, bool on)
 		return error;
 	}
 	long broken = break_sharing(start, end);
+	pm_replace_unlock();
 	return broken ? broken : error;
 }
 
@@ -124,56 +127,96 @@ long pm_calls_merge_any(bool on)
 {
 	if (on == pm_marks_all())
 		return 0;
-	pm_marks_set_all(on);
-	if (on)
+	if (on) {
+		pm_marks_set_all(true);
 		return pm_link_start() == -ENOTCONN ? -EINVAL : 0;
-	return break_sharing(atomic_load(&merged_low), atomic_load(&merged_high));
-}
-
-/* Fresh zeros over the pool mappings of the range, as MADV_DONTNEED leaves behind on anonymous memory. */
-static long discard(uint64_t start, uint64_t end)
-{
+	}
 	pm_replace_lock();
-	int error = pm_make_anonymous(start, end, false, NULL);
+	pm_marks_set_all(false);
+	long error = break_sharing(atomic_load(&merged_low), atomic_load(&merged_high));
 	pm_replace_unlock();
 	return error;
+}
+
+/* Fresh zeros over the pool mappings of the range, as MADV_DONTNEED leaves behind on anonymous memory.  One call each, no stop needed. */
+static long discard(uint64_t start, uint64_t end)
+{
+	struct pm_vma vma;
+
+	for (; start < end && pm_vma_find(start, &vma) == 0 && vma.start < end; start = vma.end) {
+		uint64_t from = vma.start > start ? vma.start : start, to = vma.end < end ? vma.end : end;
+
+		if (vma.pool && pm_mmap((void *)(uintptr_t)from, to - from, vma.prot,
+					MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED)
+			return -errno;
+	}
+	return 0;
+}
+
+/*
+ * Enter a call on [start, end).  Outside of all that was ever merged the gate alone keeps the agent away; inside, no replacement may be
+ * going on from the preparation of the memory to the end of the call, and true is returned.
+ */
+static bool enter(uint64_t start, uint64_t end)
+{
+	pm_gate_enter(start, end);
+	if (!may_be_merged(start, end)) /* asked behind the gate: the agent says first that it will merge, then looks for us */
+		return false;
+	pm_gate_leave();
+	pm_replace_lock();
+	return true;
+}
+
+static void leave(bool locked)
+{
+	if (locked)
+		pm_replace_unlock();
+	else
+		pm_gate_leave();
+}
+
+/* Never merge the range, and make it ordinary memory: what its owner asks for next would not outlive a replacement. Ends with leave(true). */
+static void exclude(uint64_t start, uint64_t end)
+{
+	pm_replace_lock();
+	if (start >= end || !pm_link_configured())
+		return;
+	pm_marks_set(start, end, PM_MARK_EXCLUDED);
+	if (may_be_merged(start, end))
+		pm_make_anonymous(start, end, true, NULL);
+}
+
+void pm_calls_exclude(uint64_t start, uint64_t end)
+{
+	exclude(start, end);
+	leave(true);
 }
 
 PM_API int madvise(void *addr, size_t length, int advice)
 {
 	uint64_t start = (uintptr_t)addr, end = start + pm_page_up(length);
+	bool sane = start % PM_PAGE_SIZE == 0 && end > start, locked;
+	int error = 0;
 
 	if (advice == MADV_MERGEABLE || advice == MADV_UNMERGEABLE) {
 		if (!pm_link_configured())
 			return result(syscall(SYS_madvise, addr, length, advice) < 0 ? -errno : 0);
 		return result(pm_calls_mergeable(start, length, advice == MADV_MERGEABLE));
 	}
-	if (start % PM_PAGE_SIZE == 0 && end > start) {
-		if ((advice == MADV_DONTNEED || advice == MADV_FREE || advice == 24) && may_be_merged(start, end)) {
-			long error = discard(start, end);
-
-			if (error)
-				return result(error);
+	if (sane && (advice == MADV_DONTFORK || advice == MADV_WIPEONFORK || advice == MADV_DONTDUMP)) {
+		exclude(start, end);
+		locked = true;
+	} else {
+		locked = enter(start, end);
+		if (sane && locked && (advice == MADV_DONTNEED || advice == MADV_FREE || advice == 24 /* DONTNEED_LOCKED */)) {
+			error = result(discard(start, end));
 			pm_link_tell(PM_GONE, &(struct pm_range){ start, end, 0, 0 }, 1);
 		}
-		if ((advice == MADV_DONTFORK || advice == MADV_WIPEONFORK || advice == MADV_DONTDUMP) && pm_marks_any()) {
-			pm_calls_exclude(start, end);
-		}
 	}
-	pm_gate_enter(start, end);
-	int error = (int)syscall(SYS_madvise, addr, length, advice);
-	pm_gate_leave();
+	if (!error)
+		error = (int)syscall(SYS_madvise, addr, length, advice);
+	leave(locked);
 	return error;
-}
-
-void pm_calls_exclude(uint64_t start, uint64_t end)
-{
-	pm_marks_set(start, end, PM_MARK_EXCLUDED);
-	if (may_be_merged(start, end)) {
-		pm_replace_lock();
-		pm_make_anonymous(start, end, true, NULL);
-		pm_replace_unlock();
-	}
 }
 
 PM_API int munmap(void *addr, size_t length)
@@ -194,18 +237,26 @@ PM_API void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
 	uint64_t start = (uintptr_t)old, end = start + pm_page_up(old_size ? old_size : 1);
 	void *target = NULL;
 	va_list more;
+	bool locked;
 
 	if (flags & (MREMAP_FIXED | 4 /* MREMAP_DONTUNMAP */)) {
 		va_start(more, flags);
 		target = va_arg(more, void *);
 		va_end(more);
 	}
-	if (end > start && may_be_merged(start, end)) {
-		pm_replace_lock();
-		pm_make_anonymous(start, end, true, NULL);
-		pm_replace_unlock();
-	}
 	pm_gate_enter(0, UINT64_MAX); /* the target is not known before */
+	locked = end > start && may_be_merged(start, end);
+	if (locked) {
+		pm_gate_leave();
+		pm_replace_lock();
+		int error = pm_make_anonymous(start, end, true, NULL); /* grown, a mapping of the pool would show what comes next there */
+
+		if (error) {
+			leave(locked);
+			errno = -error;
+			return MAP_FAILED;
+		}
+	}
 	bool seen = pm_marks_seen(start, end);
 	uint32_t kind = pm_marks_any() ? pm_marks_kind(start) : 0;
 	void *moved = (void *)syscall(SYS_mremap, old, old_size, new_size, flags, target);
@@ -221,7 +272,7 @@ PM_API void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
 		if (kind == PM_MARK_MERGEABLE || kind == PM_MARK_EXCLUDED)
 			pm_marks_set(to, to_end, kind);
 	}
-	pm_gate_leave();
+	leave(locked);
 	return moved;
 }
 
@@ -236,8 +287,11 @@ PM_API void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t 
 		start = (uintptr_t)at;
 		if (flags & MAP_FIXED)
 			pm_marks_gone(start, start + pm_page_up(length));
-		if (flags & MAP_ANONYMOUS && flags & MAP_PRIVATE)
+		if (flags & MAP_ANONYMOUS && flags & MAP_PRIVATE && pm_link_configured()) {
 			pm_marks_saw(start, start + pm_page_up(length));
+			if (flags & (MAP_GROWSDOWN | MAP_LOCKED))
+				pm_marks_set(start, start + pm_page_up(length), PM_MARK_EXCLUDED);
+		}
 	}
 	pm_gate_leave();
 	return at;
@@ -258,20 +312,61 @@ PM_API int mprotect(void *addr, size_t length, int prot)
 
 PM_API int mlock(const void *addr, size_t length)
 {
-	uint64_t start = pm_page_down((uintptr_t)addr), end = pm_page_up((uintptr_t)addr + length);
-
-	if (pm_marks_any() && end > start)
-		pm_calls_exclude(start, end);
-	return (int)syscall(SYS_mlock, addr, length);
+	exclude(pm_page_down((uintptr_t)addr), pm_page_up((uintptr_t)addr + length));
+	int error = (int)syscall(SYS_mlock, addr, length);
+	leave(true);
+	return error;
 }
 
 PM_API int mlock2(const void *addr, size_t length, unsigned int flags)
 {
-	uint64_t start = pm_page_down((uintptr_t)addr), end = pm_page_up((uintptr_t)addr + length);
+	exclude(pm_page_down((uintptr_t)addr), pm_page_up((uintptr_t)addr + length));
+	int error = (int)syscall(SYS_mlock2, addr, length, flags);
+	leave(true);
+	return error;
+}
 
-	if (pm_marks_any() && end > start)
-		pm_calls_exclude(start, end);
-	return (int)syscall(SYS_mlock2, addr, length, flags);
+/* All memory, and what comes: nothing of this process is merged until it is unlocked. */
+PM_API int mlockall(int flags)
+{
+	pm_replace_lock();
+	pm_make_anonymous(atomic_load(&merged_low), atomic_load(&merged_high), true, NULL);
+	int error = (int)syscall(SYS_mlockall, flags);
+	if (!error)
+		pm_link_refuse(PM_REFUSE_LOCKED, true);
+	pm_replace_unlock();
+	return error;
+}
+
+PM_API int munlockall(void)
+{
+	int error = (int)syscall(SYS_munlockall);
+
+	if (!error)
+		pm_link_refuse(PM_REFUSE_LOCKED, false);
+	return error;
+}
+
+PM_API int pkey_mprotect(void *addr, size_t length, int prot, int pkey)
+{
+	uint64_t start = (uintptr_t)addr;
+
+	if (pkey == -1)
+		return mprotect(addr, length, prot);
+	exclude(start, start + pm_page_up(length));
+	int error = (int)syscall(SYS_pkey_mprotect, addr, length, prot, pkey);
+	leave(true);
+	return error;
+}
+
+PM_API long mbind(void *addr, unsigned long length, int mode, const unsigned long *nodes, unsigned long most, unsigned int flags)
+{
+	uint64_t start = (uintptr_t)addr;
+
+	exclude(pm_page_down(start), start + pm_page_up(length));
+	long error = syscall(SYS_mbind, addr, length, mode, nodes, most, flags);
+	leave(true);
+	return error;
 }
 
 PM_API int prctl(int option, ...)

@@ -3,6 +3,7 @@
 #undef _FILE_OFFSET_BITS
 #include <dlfcn.h>
 #include <poll.h>
+#include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <sys/epoll.h>
@@ -15,6 +16,8 @@
 #include <time.h>
 
 #include "patch.h"
+
+long mbind(void *, unsigned long, int, const unsigned long *, unsigned long, unsigned int);
 
 static void *open_and_patch(const char *path, int mode)
 {
@@ -37,6 +40,7 @@ void pm_hooks_install(void)
 		HOOK(recv),	   HOOK(recvfrom),	  HOOK(recvmsg),     HOOK(select),     HOOK(sem_clockwait),
 		HOOK(sem_timedwait), HOOK(semop),	  HOOK(semtimedop),  HOOK(send),       HOOK(sigsuspend),
 		HOOK(sigtimedwait), HOOK(sigwaitinfo),	  HOOK(sleep),	     HOOK(usleep),
+		HOOK(mlockall),	   HOOK(munlockall),	  HOOK(pkey_mprotect), HOOK(mbind),      HOOK(clone),
 		{ "dlopen", (void *)(uintptr_t)open_and_patch },
 	};
 

@@ -35,6 +35,7 @@ static int32_t fork_parent;
 static pid_t owner; /* of this state: a child of vfork(2) shares it, but must not speak for its parent */
 static uint32_t barriers, freeze_max_usecs;
 static pthread_t thread;
+static _Atomic uint32_t refused_for; /* enum pm_refusal */
 static char *stack;
 
 static struct {
@@ -154,15 +155,23 @@ static int open_tracker(void)
 	return fd;
 }
 
-/* Descriptors by which pages may be written behind the page tables' back. */
-static int see_descriptor(const char *name, void *refusal)
+struct search {
+	char *refusal;
+	const int *skip; /* descriptors of the request itself */
+	uint32_t nskip;
+};
+
+/* Descriptors by which pages may be written behind the page tables' back, or whose owner has registered memory that must stay what it is. */
+static int see_descriptor(const char *name, void *context)
 {
 	static const struct {
 		const char *prefix, *name;
 	} devices[] = {
 		{ "anon_inode:[io_uring]", "io_uring" }, { "anon_inode:[vfio", "vfio" },   { "/dev/vfio/", "vfio" },
 		{ "/dev/vhost-", "vhost" },		 { "/dev/infiniband/", "rdma" },
+		{ "/dev/nvidia", "gpu" },		 { "anon_inode:[userfaultfd]", "userfaultfd" },
 	};
+	struct search *search = context;
 	char path[64], target[64];
 	ssize_t n;
 
@@ -171,24 +180,44 @@ static int see_descriptor(const char *name, void *refusal)
 	if (n <= 0)
 		return 0;
 	target[n] = 0;
+	for (uint32_t i = 0; i < search->nskip; i++)
+		if (search->skip[i] == atoi(name))
+			return 0;
 	for (size_t i = 0; i < sizeof(devices) / sizeof(*devices); i++)
 		if (strncmp(target, devices[i].prefix, strlen(devices[i].prefix)) == 0) {
-			snprintf(refusal, PM_DOMAIN_MAX, "%s", devices[i].name);
+			snprintf(search->refusal, PM_DOMAIN_MAX, "%s", devices[i].name);
 			return 1;
 		}
 	return 0;
 }
 
-/* Why this process can't be merged, "" if it can. */
-static bool find_refusal(char *refusal)
+void pm_link_refuse(uint32_t why, bool on)
 {
+	if (on)
+		atomic_fetch_or(&refused_for, why);
+	else
+		atomic_fetch_and(&refused_for, ~why);
+}
+
+/* Why this process can't be merged, "" if it can. */
+static bool find_refusal(char *refusal, const int *skip, uint32_t nskip, long *vmas)
+{
+	struct search search = { refusal, skip, nskip };
 	int dir = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	uint32_t called = atomic_load(&refused_for);
+	const char *async;
 
 	refusal[0] = 0;
+	if (called)
+		snprintf(refusal, PM_DOMAIN_MAX, "%s", called & PM_REFUSE_LOCKED ? "mlockall" : "clone-vm");
 	if (dir < 0)
-		return false;
-	pm_dir_each(dir, see_descriptor, refusal);
+		return refusal[0] != 0;
+	*vmas = pm_vma_count(&async);
+	if (async)
+		snprintf(refusal, PM_DOMAIN_MAX, "%s", async);
+	pm_dir_each(dir, see_descriptor, &search);
 	close(dir);
+
 	return refusal[0] != 0;
 }
 
@@ -214,6 +243,7 @@ static int say_hello(void)
 	} message = { .header = { .type = PM_HELLO, .count = 1 } };
 	struct pm_hello *hello = &message.hello;
 	int fds[4], error;
+	long vmas;
 	uint32_t n = 0;
 
 	barriers = find_barriers();
@@ -228,7 +258,7 @@ static int say_hello(void)
 		.own_end = pm_page_up((uintptr_t)stack + STACK_BYTES + sizeof(*buffers)),
 	};
 	memcpy(hello->domain, domain, sizeof(domain));
-	find_refusal(hello->refusal);
+	find_refusal(hello->refusal, NULL, 0, &vmas);
 	for (uint32_t i = 0; i < 3; i++) {
 		fds[n] = open(files[i], O_RDONLY | O_CLOEXEC);
 		if (fds[n] >= 0) {
@@ -308,6 +338,7 @@ static void carry_out(size_t length, const int *fds, uint32_t nfds)
 	struct pm_outcome *out = &buffers->out;
 	struct timespec cpu;
 	char refusal[PM_DOMAIN_MAX];
+	long vmas;
 
 	if (pm_message_check(buffers->in, length, false, &reason)) {
 		hang_up(); /* not the daemon's language */
@@ -325,15 +356,13 @@ static void carry_out(size_t length, const int *fds, uint32_t nfds)
 		prctl(PR_SET_PTRACER, welcome->daemon_pid, 0, 0, 0);
 		return;
 	}
-	bool refused = header->type == PM_MERGE && find_refusal(refusal);
-
 	pm_replace_lock();
-	if (refused) {
+	if (header->type == PM_MERGE && find_refusal(refusal, fds, nfds, &vmas)) {
 		out->result.error = -EBUSY;
 	} else if (header->type == PM_MERGE) {
 		struct pm_request request = {
 			.runs = body, .count = header->count, .fds = fds, .nfds = nfds,
-			.tracker = -1, .barrier = barriers, .freeze_max_usecs = freeze_max_usecs,
+			.tracker = -1, .barrier = barriers, .freeze_max_usecs = freeze_max_usecs, .vmas = vmas,
 		};
 		uint32_t named = 0;
 

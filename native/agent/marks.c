@@ -7,17 +7,31 @@
 static struct pm_ranges marks, seen;
 static bool all;
 
-void pm_marks_set(uint64_t start, uint64_t end, uint32_t kind)
+static void set_part(uint64_t start, uint64_t end, uint32_t kind)
 {
 	struct pm_range range = { start, end, kind, 0 };
 
-	pm_ranges_lock(&marks);
 	if (kind == PM_MARK_UNMERGEABLE && !all)
 		pm_ranges_cut(&marks, start, end);
 	else
 		pm_ranges_put(&marks, start, end, kind == PM_MARK_UNSEALED ? PM_MARK_MERGEABLE : kind);
-	pm_ranges_unlock(&marks);
 	pm_link_tell(PM_MARK, &range, 1);
+}
+
+/* What is excluded stays so, whatever is asked for it later. */
+void pm_marks_set(uint64_t start, uint64_t end, uint32_t kind)
+{
+	pm_ranges_lock(&marks);
+	while (start < end) {
+		uint64_t from = end, to = end;
+
+		if (kind != PM_MARK_EXCLUDED)
+			pm_ranges_next(&marks, start, PM_MARK_EXCLUDED, &from, &to);
+		if (start < from)
+			set_part(start, from < end ? from : end, kind);
+		start = to;
+	}
+	pm_ranges_unlock(&marks);
 }
 
 void pm_marks_gone(uint64_t start, uint64_t end)
@@ -42,7 +56,7 @@ void pm_marks_set_all(bool on)
 	pm_ranges_lock(&marks);
 	all = on;
 	if (!on)
-		marks.count = 0; /* prctl(PR_SET_MEMORY_MERGE, 0) clears what madvise marked, too */
+		pm_ranges_keep(&marks, PM_MARK_EXCLUDED); /* prctl(PR_SET_MEMORY_MERGE, 0) clears what madvise marked, too */
 	pm_ranges_unlock(&marks);
 	pm_link_tell(PM_ALL, &range, 1);
 }
@@ -63,6 +77,16 @@ uint32_t pm_marks_kind(uint64_t addr)
 	uint32_t kind = pm_ranges_kind(&marks, addr);
 	pm_ranges_unlock(&marks);
 	return kind;
+}
+
+bool pm_marks_wanted(uint64_t start, uint64_t end)
+{
+	pm_ranges_lock(&marks);
+	bool wanted = !pm_ranges_touch(&marks, start, end, PM_MARK_EXCLUDED) &&
+		      !pm_ranges_touch(&marks, start, end, PM_MARK_UNMERGEABLE) &&
+		      (all || pm_ranges_cover(&marks, start, end, 0));
+	pm_ranges_unlock(&marks);
+	return wanted;
 }
 
 bool pm_marks_sealed(uint64_t start, uint64_t end)

@@ -11,6 +11,7 @@ void pm_marks_set_all(bool on);
 bool pm_marks_all(void);
 bool pm_marks_any(void);
 uint32_t pm_marks_kind(uint64_t addr); /* 0: none */
+bool pm_marks_wanted(uint64_t start, uint64_t end); /* all of it may be merged */
 bool pm_marks_sealed(uint64_t start, uint64_t end);
 void pm_marks_tell(void); /* all of them, to a daemon that has just been greeted */
 

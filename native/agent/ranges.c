@@ -78,18 +78,48 @@ void pm_ranges_put(struct pm_ranges *set, uint64_t start, uint64_t end, uint32_t
 		set->items[set->count++] = (struct pm_range){ start, end, kind, 0 };
 }
 
+void pm_ranges_keep(struct pm_ranges *set, uint32_t kind)
+{
+	for (uint32_t i = 0; i < set->count;)
+		if (set->items[i].flags == kind)
+			i++;
+		else
+			set->items[i] = set->items[--set->count];
+}
+
+/* kind 0: any */
 bool pm_ranges_cover(const struct pm_ranges *set, uint64_t start, uint64_t end, uint32_t kind)
 {
 	while (start < end) {
 		uint64_t before = start;
 
 		for (uint32_t i = 0; i < set->count; i++)
-			if (set->items[i].flags == kind && set->items[i].start <= start && start < set->items[i].end)
+			if ((!kind || set->items[i].flags == kind) && set->items[i].start <= start && start < set->items[i].end)
 				start = set->items[i].end;
 		if (start == before)
 			return false;
 	}
 	return true;
+}
+
+bool pm_ranges_touch(const struct pm_ranges *set, uint64_t start, uint64_t end, uint32_t kind)
+{
+	for (uint32_t i = 0; i < set->count; i++)
+		if (set->items[i].flags == kind && set->items[i].start < end && start < set->items[i].end)
+			return true;
+	return false;
+}
+
+void pm_ranges_next(const struct pm_ranges *set, uint64_t addr, uint32_t kind, uint64_t *start, uint64_t *end)
+{
+	for (uint32_t i = 0; i < set->count; i++) {
+		const struct pm_range *item = &set->items[i];
+
+		if (item->flags == kind && item->end > addr && item->start < *start) {
+			*start = item->start;
+			*end = item->end;
+		}
+	}
 }
 
 uint32_t pm_ranges_kind(const struct pm_ranges *set, uint64_t addr)

@@ -393,7 +393,7 @@ static void prepare(int pagemap, struct group *group, const struct pm_request *r
 		group->why = PM_FAIL_VMAS;
 		return;
 	}
-	group->why = check_mappings(group);
+	group->why = pm_marks_wanted(group->start, group->end) ? check_mappings(group) : PM_FAIL_GONE;
 	if (group->why)
 		return;
 	if (!group->in_place)
@@ -586,7 +586,7 @@ void pm_merge(const struct pm_request *request, struct pm_outcome *outcome)
 	long most = read_max_map_count();
 
 	outcome->result.error = map_views(request);
-	vmas_left = most - most / 10 - VMA_RESERVE - pm_vma_count();
+	vmas_left = most - most / 10 - VMA_RESERVE - request->vmas;
 	for (uint32_t at = 0; at < request->count && !outcome->result.error;) {
 		uint32_t n = 0, pages = 0;
 

@@ -21,6 +21,7 @@ struct pm_request {
 	int tracker;	   /* the daemon's write-tracking userfaultfd, -1: none */
 	uint32_t barrier;  /* enum pm_barrier: the ones that may be used */
 	uint32_t freeze_max_usecs;
+	long vmas; /* mappings of this process */
 };
 
 void pm_merge(const struct pm_request *request, struct pm_outcome *outcome);

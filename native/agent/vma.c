@@ -123,16 +123,28 @@ int pm_vma_find(uint64_t addr, struct pm_vma *out)
 	return error;
 }
 
-/* How many mappings there are; the kernel allows vm.max_map_count. */
-long pm_vma_count(void)
+/*
+ * How many mappings there are; the kernel allows vm.max_map_count.  *async: the kind of asynchronous I/O that has a mapping among them,
+ * which may go on without a descriptor; else NULL.
+ */
+long pm_vma_count(const char **async)
 {
 	struct lines lines = { .fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC) };
 	long count = 0;
+	const char *line;
 
+	*async = NULL;
 	if (lines.fd < 0)
 		return -errno;
-	while (next_line(&lines))
+	while ((line = next_line(&lines))) {
+		const char *bracket = strchr(line, '[');
+
 		count++;
+		if (bracket && strncmp(bracket, "[aio]", 5) == 0)
+			*async = "aio";
+		if (bracket && strncmp(bracket, "[io_uring]", 10) == 0)
+			*async = "io_uring";
+	}
 	close(lines.fd);
 	return count;
 }

@@ -15,7 +15,10 @@
 #include <sys/socket.h>
 #include <time.h>
 
+#include <sched.h>
+
 #include "agent.h"
+#include "link.h"
 
 #include <dlfcn.h>
 
@@ -43,6 +46,22 @@ static void *find_real(const char *name)
 			break;                                                    \
 		again;                                                            \
 	}
+
+/* A process that shares this memory without being one of its threads: no stop reaches it. */
+PM_API int clone(int (*run)(void *), void *stack, int flags, void *argument, ...)
+{
+	va_list more;
+	void *a[3];
+
+	REAL(clone);
+	va_start(more, argument);
+	for (int i = 0; i < 3; i++)
+		a[i] = va_arg(more, void *);
+	va_end(more);
+	if (flags & CLONE_VM && !(flags & (CLONE_THREAD | CLONE_VFORK)))
+		pm_link_refuse(PM_REFUSE_CLONE, true);
+	return real(run, stack, flags, argument, a[0], a[1], a[2]);
+}
 
 static int64_t now_ns(clockid_t clock)
 {
