@@ -25,7 +25,7 @@
 #include "proto.h"
 #include "replace.h"
 
-enum { STACK_BYTES = 256 << 10, FD_FLOOR = 500, RETRY_FIRST_MS = 50, RETRY_MOST_MS = 1000 };
+enum { STACK_BYTES = 256 << 10, FD_FLOOR = 500, RETRY_FIRST_MS = 50, RETRY_MOST_MS = 1000, LOOK_AGAIN_MS = 10000 };
 
 static char socket_path[108], domain[PM_DOMAIN_MAX];
 static int sock = -1;
@@ -159,6 +159,7 @@ struct search {
 	char *refusal;
 	const int *skip; /* descriptors of the request itself */
 	uint32_t nskip;
+	bool direct; /* a file is open with O_DIRECT */
 };
 
 /* Descriptors by which pages may be written behind the page tables' back, or whose owner has registered memory that must stay what it is. */
@@ -180,6 +181,8 @@ static int see_descriptor(const char *name, void *context)
 	if (n <= 0)
 		return 0;
 	target[n] = 0;
+	if (target[0] == '/' && fcntl(atoi(name), F_GETFL) & O_DIRECT)
+		search->direct = true;
 	for (uint32_t i = 0; i < search->nskip; i++)
 		if (search->skip[i] == atoi(name))
 			return 0;
@@ -200,14 +203,15 @@ void pm_link_refuse(uint32_t why, bool on)
 }
 
 /* Why this process can't be merged, "" if it can. */
-static bool find_refusal(char *refusal, const int *skip, uint32_t nskip, long *vmas)
+static bool find_refusal(char *refusal, const int *skip, uint32_t nskip, long *vmas, bool *direct)
 {
-	struct search search = { refusal, skip, nskip };
+	struct search search = { refusal, skip, nskip, false };
 	int dir = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	uint32_t called = atomic_load(&refused_for);
 	const char *async;
 
 	refusal[0] = 0;
+	*direct = false;
 	if (called)
 		snprintf(refusal, PM_DOMAIN_MAX, "%s", called & PM_REFUSE_LOCKED ? "mlockall" : "clone-vm");
 	if (dir < 0)
@@ -217,6 +221,7 @@ static bool find_refusal(char *refusal, const int *skip, uint32_t nskip, long *v
 		snprintf(refusal, PM_DOMAIN_MAX, "%s", async);
 	pm_dir_each(dir, see_descriptor, &search);
 	close(dir);
+	*direct = search.direct;
 
 	return refusal[0] != 0;
 }
@@ -244,6 +249,7 @@ static int say_hello(void)
 	struct pm_hello *hello = &message.hello;
 	int fds[4], error;
 	long vmas;
+	bool direct;
 	uint32_t n = 0;
 
 	barriers = find_barriers();
@@ -258,7 +264,7 @@ static int say_hello(void)
 		.own_end = pm_page_up((uintptr_t)stack + STACK_BYTES + sizeof(*buffers)),
 	};
 	memcpy(hello->domain, domain, sizeof(domain));
-	find_refusal(hello->refusal, NULL, 0, &vmas);
+	find_refusal(hello->refusal, NULL, 0, &vmas, &direct);
 	for (uint32_t i = 0; i < 3; i++) {
 		fds[n] = open(files[i], O_RDONLY | O_CLOEXEC);
 		if (fds[n] >= 0) {
@@ -280,7 +286,7 @@ static int say_hello(void)
 static int dial(void)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), high;
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), high;
 
 	if (fd < 0)
 		return -errno;
@@ -289,6 +295,7 @@ static int dial(void)
 		close(fd);
 		return -ECONNREFUSED;
 	}
+	fcntl(fd, F_SETFL, 0); /* nothing but the connection must not wait */
 	high = fcntl(fd, F_DUPFD_CLOEXEC, FD_FLOOR);
 	if (high >= 0) {
 		close(fd);
@@ -303,10 +310,10 @@ static int dial(void)
 	}
 	was_connected = true;
 	forked = false;
-	pm_marks_tell();
 	return 0;
 }
 
+/* 0: the daemon is gone. With *nfds descriptors, that are the caller's. */
 static size_t receive(int *fds, uint32_t *nfds)
 {
 	union {
@@ -317,7 +324,7 @@ static size_t receive(int *fds, uint32_t *nfds)
 	struct msghdr message = {
 		.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)
 	};
-	ssize_t n = recvmsg(ours(), &message, MSG_CMSG_CLOEXEC);
+	ssize_t n = recvmsg(ours(), &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 
 	*nfds = 0;
 	if (n <= 0)
@@ -330,7 +337,8 @@ static size_t receive(int *fds, uint32_t *nfds)
 	return (size_t)n;
 }
 
-static void carry_out(size_t length, const int *fds, uint32_t nfds)
+/* True when there is an answer to send. */
+static bool carry_out(size_t length, const int *fds, uint32_t nfds)
 {
 	const char *reason;
 	struct pm_header *header = (void *)buffers->in;
@@ -339,10 +347,11 @@ static void carry_out(size_t length, const int *fds, uint32_t nfds)
 	struct timespec cpu;
 	char refusal[PM_DOMAIN_MAX];
 	long vmas;
+	bool direct;
 
 	if (pm_message_check(buffers->in, length, false, &reason)) {
 		hang_up(); /* not the daemon's language */
-		return;
+		return false;
 	}
 	memset(&out->header, 0, sizeof(out->header) + sizeof(out->result));
 	out->header.type = PM_RESULT;
@@ -354,15 +363,14 @@ static void carry_out(size_t length, const int *fds, uint32_t nfds)
 			barriers &= welcome->barrier;
 		freeze_max_usecs = welcome->freeze_max_usecs;
 		prctl(PR_SET_PTRACER, welcome->daemon_pid, 0, 0, 0);
-		return;
+		return false;
 	}
-	pm_replace_lock();
-	if (header->type == PM_MERGE && find_refusal(refusal, fds, nfds, &vmas)) {
+	if (header->type == PM_MERGE && find_refusal(refusal, fds, nfds, &vmas, &direct)) {
 		out->result.error = -EBUSY;
 	} else if (header->type == PM_MERGE) {
 		struct pm_request request = {
 			.runs = body, .count = header->count, .fds = fds, .nfds = nfds,
-			.tracker = -1, .barrier = barriers, .freeze_max_usecs = freeze_max_usecs, .vmas = vmas,
+			.tracker = -1, .barrier = barriers, .freeze_max_usecs = freeze_max_usecs, .vmas = vmas, .direct = direct,
 		};
 		uint32_t named = 0;
 
@@ -380,9 +388,15 @@ static void carry_out(size_t length, const int *fds, uint32_t nfds)
 	} else if (header->type == PM_ZERO) {
 		pm_zero(body, header->count, out);
 	}
-	pm_replace_unlock();
 	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &cpu);
 	out->result.cpu_ns = (uint64_t)cpu.tv_sec * 1000000000 + (uint64_t)cpu.tv_nsec;
+	return true;
+}
+
+static void answer(void)
+{
+	const struct pm_outcome *out = &buffers->out;
+
 	send_datagram(out, sizeof(out->header) + sizeof(out->result) + out->header.count * sizeof(out->failed[0]), NULL, 0, 0);
 }
 
@@ -395,19 +409,37 @@ static void *run(void *unused)
 	(void)unused;
 	prctl(PR_SET_NAME, "pagemerge");
 	for (;;) {
-		if (ours() < 0 && dial()) {
+		/* Descriptors are never open outside of the lock: a fork(2) would take them along. */
+		int error = 0;
+
+		if (ours() < 0) {
+			pm_replace_lock();
+			error = dial();
+			pm_replace_unlock();
+			if (!error)
+				pm_marks_tell();
+		}
+		if (error) {
 			nanosleep(&(struct timespec){ .tv_sec = wait_ms / 1000, .tv_nsec = wait_ms % 1000 * 1000000 }, NULL);
 			wait_ms = wait_ms * 2 < RETRY_MOST_MS ? wait_ms * 2 : RETRY_MOST_MS;
 			continue;
 		}
 		wait_ms = RETRY_FIRST_MS;
+		int fd = ours();
+
+		if (fd < 0 || poll(&(struct pollfd){ .fd = fd, .events = POLLIN }, 1, LOOK_AGAIN_MS) <= 0)
+			continue;
+		pm_replace_lock();
 		size_t length = receive(fds, &nfds);
-		if (length)
-			carry_out(length, fds, nfds);
-		else
+		bool done = length && carry_out(length, fds, nfds);
+
+		if (!length)
 			hang_up();
 		while (nfds)
 			close(fds[--nfds]);
+		pm_replace_unlock();
+		if (done)
+			answer(); /* not under the lock: the daemon may make us wait */
 	}
 	return NULL;
 }

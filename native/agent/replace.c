@@ -382,7 +382,7 @@ static uint32_t choose_barrier(const struct pm_request *request, const struct gr
 {
 	if (!(group->prot & PROT_WRITE) && pm_marks_sealed(group->start, group->end))
 		return PM_BARRIER_SEALED;
-	if (request->barrier & PM_BARRIER_UFFD && pm_marks_seen(group->start, group->end))
+	if (request->barrier & PM_BARRIER_UFFD && !request->direct && pm_marks_seen(group->start, group->end))
 		return PM_BARRIER_UFFD;
 	return request->barrier & PM_BARRIER_FREEZE ? PM_BARRIER_FREEZE : 0;
 }
@@ -404,7 +404,7 @@ static void prepare(int pagemap, struct group *group, const struct pm_request *r
 	pm_calls_note_merged(group->start, group->end); /* before it is: a call that does not see this is waited for */
 	if (group->barrier != PM_BARRIER_FREEZE)
 		return;
-	group->tracked = track(pagemap, group);
+	group->tracked = !request->direct && track(pagemap, group); /* a stopped thread's reads are over */
 	if (group->tracked)
 		group->why = examine(group, request->fds, false);
 }
