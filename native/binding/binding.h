@@ -11,5 +11,6 @@
 
 int pm_add_census(PyObject *module);
 int pm_add_scanner(PyObject *module);
+PyObject *pm_py_inject(PyObject *module, PyObject *args);
 
 #endif

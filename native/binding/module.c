@@ -118,6 +118,7 @@ static PyMethodDef module_methods[] = {
 	{"check_message", check_message, METH_VARARGS, "ValueError, with the reason, where a datagram is not well-formed."},
 	{"parse_maps", parse_maps, METH_O,
 	 "Lines of /proc/PID/maps: (start, end, perms, offset, dev, inode, path); dev is major << 20 | minor."},
+	{"inject", pm_py_inject, METH_VARARGS, "System calls made by another process: (results, nanoseconds stopped)."},
 	{NULL, NULL, 0, NULL},
 };
 

@@ -76,6 +76,13 @@ class Scanner:
         """((name, monotonic seconds, mm, address, slot, err)…, lost) since the last call."""
     def page_merged(self, mm: int, address: int) -> bool: ...
 
+def inject(pid: int, calls: list[tuple[int, ...]]) -> tuple[list[int], int]:
+    """System calls (number, arguments...) made by another process, in one stop of one thread.
+
+    What each returned (0 or -errno), and for how many nanoseconds the thread stood still. OSError:
+    see pm_inject in native/core/inject.h.
+    """
+
 def check_message(datagram: bytes, to_daemon: bool) -> None:
     """ValueError, with the reason, where a datagram is not well-formed."""
 

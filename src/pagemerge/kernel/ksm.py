@@ -1,0 +1,137 @@
+"""`KernelKsm`: Linux's own samepage merging behind the common interface."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from pagemerge.errors import NotSupportedError, PagemergeError, ProcessGoneError
+from pagemerge.kernel.knobs import SYS_KSM, KernelKnobs, read_counters
+from pagemerge.kernel.processes import read_processes, read_regions
+from pagemerge.kernel.requests import set_memory_merge
+from pagemerge.ksm import Event, Ksm, LostEvents, Process, Region
+from pagemerge.memory import PROC, iter_pids, read_stat, read_vmstat
+
+__all__ = ["KernelKsm"]
+
+_LOOK_SECONDS = 0.01
+
+
+class KernelKsm(Ksm):
+    """The kernel's KSM, through /sys/kernel/mm/ksm and /proc."""
+
+    implementation: ClassVar[str] = "kernel"
+
+    def __init__(self, sys_ksm: Path = SYS_KSM, proc: Path = PROC) -> None:
+        """Use this machine's kernel, or the files of a recorded one.
+
+        Raises:
+            NotSupportedError: this kernel has no KSM.
+        """
+        if not sys_ksm.is_dir():
+            raise NotSupportedError(
+                f"this kernel has no KSM: {sys_ksm} is missing",
+                where=str(sys_ksm),
+                hint="it takes Linux 2.6.32, built with CONFIG_KSM; or use --ksm engine",
+            )
+        self._sys_ksm = sys_ksm
+        self._proc = proc
+        self._knobs = KernelKnobs(sys_ksm)
+
+    @property
+    def knobs(self) -> KernelKnobs:
+        """The settings (/sys/kernel/mm/ksm)."""
+        return self._knobs
+
+    def counters(self) -> dict[str, int | None]:
+        """Read all counters (/sys/kernel/mm/ksm); None where this kernel has none."""
+        return read_counters(self._sys_ksm)
+
+    def processes(self) -> list[Process]:
+        """List the processes that have merging on (/proc/PID/ksm_stat).
+
+        Others' are left out where this user may not look at them.
+
+        Raises:
+            NotSupportedError: this kernel tells nothing of processes (before 5.19).
+        """
+        return read_processes(self._proc)
+
+    def regions(self, pid: int) -> list[Region]:
+        """List a process's memory (/proc/PID/smaps); see `Ksm.regions`.
+
+        Raises:
+            ProcessGoneError, NotPermittedError: it ended, or may not be looked at.
+        """
+        return read_regions(pid, self._proc)
+
+    def events(
+        self,
+        seconds: float | None = None,  # noqa: ARG002
+    ) -> Iterator[Event | LostEvents]:
+        """Refuse: the kernel's trace events are not read yet.
+
+        Raises:
+            NotSupportedError: always.
+        """
+        raise NotSupportedError(
+            "this version of pagemerge does not read the kernel's trace events",
+            where="events/ksm",
+            hint="trace-cmd and perf do: the group is called ksm",
+        )
+
+    def enable(self, pid: int) -> None:
+        """Have a running process call prctl(PR_SET_MEMORY_MERGE, 1); see `set_memory_merge`."""
+        set_memory_merge(pid, on=True)
+
+    def disable(self, pid: int) -> None:
+        """Have a running process call prctl(PR_SET_MEMORY_MERGE, 0); see `set_memory_merge`."""
+        set_memory_merge(pid, on=False)
+
+    def settle(self, passes: int = 3, timeout: float = 60.0) -> None:
+        """Wait until that many passes of ksmd have ended (full_scans).
+
+        Raises:
+            PagemergeError: they have not, in `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        last = self._full_scans()
+        left = passes
+        while left > 0:
+            if time.monotonic() > deadline:
+                raise PagemergeError(
+                    f"ksmd has not ended {passes} passes in {timeout:g} seconds",
+                    hint="it needs run=1, pages_to_scan above 0 and a process with merging on",
+                )
+            time.sleep(_LOOK_SECONDS)
+            now = self._full_scans()
+            left -= now - last if now >= last else now  # run=2 starts it anew
+            last = now
+
+    def facts(self) -> dict[str, object]:
+        """Say ksmd's pid and CPU seconds, and vmstat's cow_ksm and ksm_swpin_copy."""
+        facts: dict[str, object] = {}
+        pid = self._ksmd()
+        if pid is not None:
+            facts["pid"] = pid
+            facts["cpu_seconds"] = read_stat(pid, self._proc).cpu_seconds
+        vmstat = read_vmstat(self._proc)
+        for name in ("cow_ksm", "ksm_swpin_copy"):
+            if name in vmstat:
+                facts[name] = vmstat[name]
+        return facts
+
+    def _full_scans(self) -> int:
+        return self.counters()["full_scans"] or 0
+
+    def _ksmd(self) -> int | None:
+        for pid in iter_pids(self._proc):
+            try:
+                stat = read_stat(pid, self._proc)
+            except ProcessGoneError:
+                continue
+            if stat.comm == "ksmd" and stat.is_kernel_thread:
+                return pid
+        return None

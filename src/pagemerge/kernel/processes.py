@@ -1,0 +1,159 @@
+"""Who has the kernel's KSM on, and what it does for them: /proc/PID/ksm_stat, ksm_merging_pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pagemerge.errors import (
+    NotPermittedError,
+    NotSupportedError,
+    ProcessGoneError,
+)
+from pagemerge.ksm import Process, Region
+from pagemerge.memory import (
+    PROC,
+    Smap,
+    iter_pids,
+    read_comm,
+    read_process_text,
+    read_smaps,
+)
+
+__all__ = ["obstacle_of", "parse_ksm_stat", "read_process", "read_processes", "read_regions"]
+
+# VmFlags that vma_ksm_compatible() refuses (mm/ksm.c), in the order in which they are told.
+_OBSTACLES = (
+    ("ht", "huge pages of hugetlbfs"),
+    ("io", "memory of a device"),
+    ("pf", "memory of a device"),
+    ("mm", "memory of a device"),
+    ("de", "memory of the kernel or a device"),
+    ("dp", "droppable"),
+    ("sh", "shared"),
+    ("ms", "shared"),
+)
+
+
+def parse_ksm_stat(text: str) -> dict[str, int | bool]:
+    r"""Read ksm_stat; the kernel writes some names with a colon and some without.
+
+    >>> parse_ksm_stat("ksm_rmap_items 5\nksm_merge_any: yes\n")
+    {'ksm_rmap_items': 5, 'ksm_merge_any': True}
+    """
+    found: dict[str, int | bool] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        found[name.removesuffix(":")] = value == "yes" if value in ("yes", "no") else int(value)
+    return found
+
+
+def read_process(pid: int, proc: Path = PROC) -> Process | None:
+    """Read what the kernel's KSM does for a process; None for kernel threads and zombies.
+
+    Before Linux 6.14 the kernel does not tell whether merging is on for a process.
+
+    Raises:
+        ProcessGoneError, NotPermittedError: it ended, or is another user's.
+        NotSupportedError: this kernel tells nothing of processes (before 5.19).
+    """
+    try:
+        text = read_process_text(pid, "ksm_stat", proc)
+    except NotSupportedError:
+        return _read_old_process(pid, proc)
+    if not text:
+        return None
+    stat = parse_ksm_stat(text)
+    merging = _number(stat, "ksm_merging_pages")
+    if merging is None:  # Linux 6.1 to 6.3
+        merging = int(read_process_text(pid, "ksm_merging_pages", proc))
+    return Process(
+        pid=pid,
+        comm=read_comm(pid, proc),
+        ksm_merging_pages=merging,
+        ksm_zero_pages=_number(stat, "ksm_zero_pages"),
+        ksm_rmap_items=_number(stat, "ksm_rmap_items"),
+        ksm_process_profit=_number(stat, "ksm_process_profit"),
+        ksm_merge_any=_flag(stat, "ksm_merge_any"),
+        ksm_mergeable=_flag(stat, "ksm_mergeable"),
+    )
+
+
+def read_processes(proc: Path = PROC) -> list[Process]:
+    """List the processes that have merging on, as far as this user may look at them.
+
+    Raises:
+        NotSupportedError: this kernel tells nothing of processes (before 5.19).
+    """
+    found = []
+    for pid in iter_pids(proc):
+        try:
+            process = read_process(pid, proc)
+        except (ProcessGoneError, NotPermittedError):
+            continue
+        if process and (
+            process.ksm_merge_any
+            or process.ksm_mergeable
+            or process.ksm_rmap_items
+            or process.ksm_merging_pages
+            or process.ksm_zero_pages
+        ):
+            found.append(process)
+    return found
+
+
+def read_regions(pid: int, proc: Path = PROC) -> list[Region]:
+    """List a process's memory, with what is merged in each region (/proc/PID/smaps).
+
+    Pages that KSM replaced by the zero page are in no line of smaps: `zero_bytes` is None.
+
+    Raises:
+        ProcessGoneError: there is no such process.
+        NotPermittedError: its memory may not be looked at.
+    """
+    return [
+        Region(
+            start=smap.vma.start,
+            end=smap.vma.end,
+            name=smap.vma.path,
+            merged_bytes=smap.ksm_bytes,
+            present_bytes=smap.sizes.get("Rss"),
+            perms=smap.vma.perms,
+            mergeable=smap.is_mergeable,
+            obstacle=obstacle_of(smap),
+        )
+        for smap in read_smaps(pid, proc)
+    ]
+
+
+def obstacle_of(smap: Smap) -> str | None:
+    """Say why the kernel would not merge a region whatever it is asked; None where it would."""
+    if smap.is_mergeable:
+        return None
+    if smap.vma.path in ("[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]"):
+        return "the kernel's own"
+    return next((why for flag, why in _OBSTACLES if flag in smap.flags), None)
+
+
+def _read_old_process(pid: int, proc: Path) -> Process | None:
+    """Read what Linux 5.19 to 6.0 tell."""
+    try:
+        text = read_process_text(pid, "ksm_merging_pages", proc)
+    except NotSupportedError as error:
+        raise NotSupportedError(
+            "this kernel does not tell what KSM does for a process",
+            where=error.where,
+            hint="Linux 5.19 brought /proc/PID/ksm_merging_pages",
+        ) from error
+    if not text:
+        return None
+    return Process(pid=pid, comm=read_comm(pid, proc), ksm_merging_pages=int(text))
+
+
+def _number(stat: dict[str, int | bool], name: str) -> int | None:
+    value = stat.get(name)
+    return None if value is None else int(value)
+
+
+def _flag(stat: dict[str, int | bool], name: str) -> bool | None:
+    value = stat.get(name)
+    return None if value is None else bool(value)

@@ -1,0 +1,231 @@
+"""Merging switched on and off in running processes: they notice nothing, whatever they are at."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pagemerge.commands import main
+from pagemerge.errors import (
+    NotPermittedError,
+    ProcessGoneError,
+    RejectedError,
+)
+from pagemerge.kernel import advise_region, set_memory_merge
+from pagemerge.kernel.processes import read_process
+from tests.support.environment import lacking
+from tests.support.processes import Child
+from tests.support.victims import holder
+from tests.support.waiting import wait_until
+
+ROUNDS = 200
+
+
+@pytest.fixture(autouse=True)
+def _needs() -> None:
+    if not Path("/proc/self/ksm_stat").exists() or os.geteuid() != 0:
+        lacking("the kernel's KSM with ksm_stat (Linux 6.14), and root")
+
+
+@pytest.fixture
+def sleeper() -> Iterator[Child]:
+    with Child("import sys\nfor line in sys.stdin: print('ok', flush=True)") as child:
+        assert child.ask("there?") == "ok"
+        yield child
+
+
+def merges(pid: int) -> bool | None:
+    process = read_process(pid)
+    assert process is not None
+    return process.ksm_merge_any
+
+
+def toggle(pid: int, rounds: int = ROUNDS) -> None:
+    for _ in range(rounds):
+        set_memory_merge(pid, on=True)
+        set_memory_merge(pid, on=False)
+
+
+def test_merging_is_switched_on_and_off_in_a_running_process(sleeper: Child) -> None:
+    set_memory_merge(sleeper.pid, on=True)
+    assert merges(sleeper.pid)
+    assert sleeper.ask("well?") == "ok"
+    set_memory_merge(sleeper.pid, on=False)
+    assert not merges(sleeper.pid)
+    assert sleeper.ask("well?") == "ok"
+
+
+def test_a_region_alone_is_marked() -> None:
+    with holder({}) as child:
+        child.ask("fill seed 16")
+        start = int(child.ask("address"))
+        advise_region(child.pid, start, start + 16 * 4096, on=True)
+        found = read_process(child.pid)
+        assert found is not None
+        assert (found.ksm_merge_any, found.ksm_mergeable) == (False, True)
+        advise_region(child.pid, start, start + 16 * 4096, on=False)
+        found = read_process(child.pid)
+        assert found is not None
+        assert found.ksm_mergeable is False
+
+
+def test_an_unmapped_region_is_refused_and_the_process_lives(sleeper: Child) -> None:
+    with pytest.raises(RejectedError, match="not mapped"):
+        advise_region(sleeper.pid, 4096, 8192, on=True)
+    with pytest.raises(RejectedError, match="does not begin with a page"):
+        advise_region(sleeper.pid, 4097, 8192, on=True)
+    assert sleeper.ask("well?") == "ok"
+
+
+# Calls that the kernel goes on with in different ways: restart_syscall, started anew, with a signal
+# mask of their own.
+_WAITS = {
+    "clock_nanosleep": "time.sleep(2)",
+    "poll": "select.poll().poll(2000)",
+    "select": "select.select([], [], [], 2)",
+    "epoll_wait": "select.epoll().poll(2)",
+    "futex": "threading.Lock().acquire() and threading.Event().wait(2)",
+    "sigtimedwait": "signal.sigtimedwait([signal.SIGUSR2], 2)",
+    "read": "os.read(0, 1)",
+    "wait4": "os.waitpid(-1, 0)",
+}
+
+
+@pytest.mark.parametrize("name", _WAITS)
+def test_a_waiting_call_goes_on_and_lasts_as_long_as_asked(name: str) -> None:
+    source = (
+        "import os, select, signal, subprocess, sys, threading, time\n"
+        "slow = subprocess.Popen(['sleep', '2'])\n"
+        "print('begin', flush=True)\nbegin = time.monotonic()\n"
+        f"{_WAITS[name]}\n"
+        "print(time.monotonic() - begin >= 1.9, flush=True)\n"
+        "slow.poll() is None and slow.wait()\n"
+        "sys.stdin.read()\n"
+    )
+    if name == "read":
+        source = source.replace(">= 1.9", ">= 0")
+    with Child(source) as child:
+        assert child.read_line() == "begin"
+        toggle(child.pid)
+        if name == "read":
+            child.send("x")
+        assert child.read_line() == "True"
+        assert child.finish() == 0
+
+
+def test_signals_all_arrive_and_handlers_see_their_own_registers() -> None:
+    source = """
+import signal, sys
+seen = 0
+def count(*_):
+    global seen
+    seen += 1
+signal.signal(signal.SIGRTMIN, count)
+signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+signal.signal(signal.SIGALRM, lambda *_: None)
+print('ready', flush=True)
+x = 0
+for line in sys.stdin:
+    print(seen, signal.pthread_sigmask(signal.SIG_BLOCK, []) == set(), flush=True)
+"""
+    with Child(source) as child:
+        assert child.read_line() == "ready"
+        for sent in range(1, ROUNDS + 1):
+            child.process.send_signal(signal.SIGRTMIN)
+            set_memory_merge(child.pid, on=sent % 2 == 0)
+            assert child.ask("seen?") == f"{sent} True"
+
+
+def test_a_process_that_computes_computes_the_same() -> None:
+    source = """
+import hashlib, threading
+def work(out):
+    data = b'x'
+    for _ in range(400_000):
+        data = hashlib.sha256(data).digest()
+    out.append(data.hex())
+found = []
+threads = [threading.Thread(target=work, args=(found,)) for _ in range(3)]
+print('ready', flush=True)
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(len(set(found)), found[0], flush=True)
+"""
+    with Child(source) as plain:
+        plain.read_line()
+        expected = plain.read_line(120)
+    with Child(source) as child:
+        child.read_line()
+        toggle(child.pid)
+        assert child.read_line(120) == expected
+        assert child.finish() == 0
+
+
+def test_a_stopped_process_stays_stopped(sleeper: Child) -> None:
+    def state() -> str:
+        return Path(f"/proc/{sleeper.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    sleeper.process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: state() == "T", "the process is stopped")
+    set_memory_merge(sleeper.pid, on=True)
+    assert merges(sleeper.pid)
+    wait_until(lambda: state() == "T", "the process is stopped again")
+    sleeper.process.send_signal(signal.SIGCONT)
+    assert sleeper.ask("well?") == "ok"
+
+
+def test_what_cannot_be_asked_is_refused_by_name(sleeper: Child) -> None:
+    with pytest.raises(RejectedError, match="kernel thread"):
+        set_memory_merge(2, on=True)
+    with pytest.raises(RejectedError, match="is this one"):
+        set_memory_merge(os.getpid(), on=True)
+    gone = subprocess.Popen(["true"])
+    wait_until(lambda: b") Z" in Path(f"/proc/{gone.pid}/stat").read_bytes(), "it is a zombie")
+    with pytest.raises(RejectedError, match="zombie"):
+        set_memory_merge(gone.pid, on=True)
+    gone.wait()
+    with pytest.raises(ProcessGoneError):
+        set_memory_merge(gone.pid, on=True)
+    tracer = (
+        "import ctypes, sys\n"
+        f"print(ctypes.CDLL(None).ptrace(0x4206, {sleeper.pid}, 0, 0), flush=True)\n"
+        "sys.stdin.read()"
+    )
+    with Child(tracer) as child:
+        assert child.read_line() == "0"
+        with pytest.raises(NotPermittedError, match=f"traced by process {child.pid}"):
+            set_memory_merge(sleeper.pid, on=True)
+
+
+def test_another_users_process_is_not_permitted(sleeper: Child) -> None:
+    source = (
+        "import os, pagemerge.insight.targets, pagemerge.kernel, pagemerge._core\n"
+        "from pagemerge.commands import main\n"
+        f"os.setuid(65534); print(main(['enable', '{sleeper.pid}']), flush=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "4\n"
+    assert "may not be traced" in done.stderr
+
+
+def test_the_commands_do_it_for_a_tree(capsys: pytest.CaptureFixture[str]) -> None:
+    with Child(
+        "import os\nfork = os.fork()\nprint(fork, flush=True) if fork else None\ninput()"
+    ) as c:
+        inner = int(c.read_line())
+        assert main(["enable", "--tree", str(c.pid), "--dry-run"]) == 0
+        assert not merges(c.pid)
+        assert main(["enable", "--tree", str(c.pid)]) == 0
+        assert (merges(c.pid), merges(inner)) == (True, True)
+        assert main(["disable", str(c.pid)]) == 0
+        assert (merges(c.pid), merges(inner)) == (False, True)
+        assert capsys.readouterr().out.count("merging on, a thread stopped for") == 2
+        os.kill(inner, signal.SIGKILL)
