@@ -20,8 +20,10 @@ bool pm_freeze_holds_stack(uint64_t start, uint64_t end); /* while stopped */
 extern _Thread_local volatile unsigned int pm_freeze_interrupted
 	__attribute__((tls_model("initial-exec"))); /* stops that ended a system call of this thread */
 
-/* uffd.c: writers of [start, end), in the kernel too, wait until the descriptor is closed */
-int pm_uffd_protect(uint64_t start, uint64_t end, int tracker); /* a descriptor, or -errno */
+/* uffd.c: writers of [start, end), in the kernel too, wait until it is released */
+int pm_uffd_open(void);							/* a descriptor, or -errno */
+int pm_uffd_protect(int fd, uint64_t start, uint64_t end, int tracker); /* 0 or -errno */
+void pm_uffd_release(int fd, uint64_t start, uint64_t end);
 bool pm_uffd_possible(void);
 
 /* gate.c: the agent's replacements against the program's own calls that change mappings */
@@ -43,6 +45,8 @@ struct pm_vma {
 };
 int pm_vma_find(uint64_t addr, struct pm_vma *out); /* the mapping at or after addr: 0, or -ENOENT */
 long pm_vma_count(const char **async);
+void pm_vma_begin(void); /* this thread: until pm_vma_end one descriptor serves many pm_vma_find */
+void pm_vma_end(void);
 
 /* dir.c */
 int pm_dir_each(int dir, int (*see)(const char *name, void *context), void *context);

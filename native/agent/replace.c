@@ -323,7 +323,7 @@ static uint32_t commit(int pagemap, struct group *group, const int *fds, bool st
 	const struct pm_run *first = group->runs;
 	size_t length = group->end - group->start;
 	void *at = (void *)(uintptr_t)group->start;
-	uint32_t why = check_mappings(group);
+	uint32_t why = stopped ? check_mappings(group) : 0; /* behind the gate nothing has changed since it was looked at */
 
 	if (why)
 		return why;
@@ -425,13 +425,12 @@ static void commit_window(int pagemap, struct group *first, uint32_t n, const st
 			  struct pm_outcome *outcome)
 {
 	uint64_t start = first->start, end = first[n - 1].end;
-	int fd = -1, error = pm_gate_close(start, end);
-	bool closed = !error;
+	int error = pm_gate_close(start, end), fd = request->uffd;
+	bool closed = !error, protected = false;
 
 	if (closed && first->barrier == PM_BARRIER_UFFD) {
-		fd = pm_uffd_protect(start, end, request->tracker);
-		if (fd < 0)
-			error = fd;
+		error = fd < 0 ? fd : pm_uffd_protect(fd, start, end, request->tracker);
+		protected = !error;
 	}
 	for (uint32_t i = 0; i < n; i++) {
 		struct group *group = &first[i];
@@ -448,8 +447,8 @@ static void commit_window(int pagemap, struct group *first, uint32_t n, const st
 		if (error) /* the other barrier may do */
 			group->barrier = PM_BARRIER_FREEZE;
 	}
-	if (fd >= 0)
-		close(fd);
+	if (protected)
+		pm_uffd_release(fd, start, end);
 	if (closed)
 		pm_gate_open();
 	if (!error)
@@ -586,6 +585,7 @@ void pm_merge(const struct pm_request *request, struct pm_outcome *outcome)
 	long most = read_max_map_count();
 
 	outcome->result.error = map_views(request);
+	pm_vma_begin();
 	vmas_left = most - most / 10 - VMA_RESERVE - request->vmas;
 	for (uint32_t at = 0; at < request->count && !outcome->result.error;) {
 		uint32_t n = 0, pages = 0;
@@ -600,6 +600,7 @@ void pm_merge(const struct pm_request *request, struct pm_outcome *outcome)
 		for (uint32_t i = 0; i < n; i++)
 			finish(&groups[i], outcome);
 	}
+	pm_vma_end();
 	unmap_views(request->nfds);
 	pm_madvise(bounce, sizeof(bounce), MADV_DONTNEED); /* a guest takes little room */
 	if (pagemap >= 0)

@@ -2,7 +2,7 @@
 /*
  * The userfaultfd barrier: pages are write-protected, and whoever writes to one, in user mode or in a system call, sleeps until we are done.
  *
- * Each window has a userfaultfd of its own, that nobody else holds: closing it wakes the sleepers, and so does the end of this process.  A user-mode-only one
+ * Each request has a userfaultfd of its own, that nobody else holds: the end of this process, too, wakes the sleepers.  A user-mode-only one
  * would not do: a system call that writes to a protected page would fail with EFAULT.
  */
 #include "agent.h"
@@ -40,34 +40,32 @@ static int open_with(uint64_t features)
 /*
  * Pages that have not been touched yet must be protected as well: Linux 6.4 does that itself; before, they are all given a page first.
  */
-static int open_full(bool *populate)
+static bool populate;
+
+int pm_uffd_open(void)
 {
 	int fd = open_with(UFFD_FEATURE_PAGEFAULT_FLAG_WP | PM_UFFD_FEATURE_WP_UNPOPULATED);
 
-	*populate = fd == -EINVAL;
-	return *populate ? open_with(UFFD_FEATURE_PAGEFAULT_FLAG_WP) : fd;
+	populate = fd == -EINVAL;
+	return populate ? open_with(UFFD_FEATURE_PAGEFAULT_FLAG_WP) : fd;
 }
 
 bool pm_uffd_possible(void)
 {
-	bool populate;
-	int fd = open_full(&populate);
+	int fd = pm_uffd_open();
 
 	if (fd >= 0)
 		close(fd);
 	return fd >= 0;
 }
 
-int pm_uffd_protect(uint64_t start, uint64_t end, int tracker)
+int pm_uffd_protect(int fd, uint64_t start, uint64_t end, int tracker)
 {
 	struct uffdio_range range = { start, end - start };
 	struct uffdio_register request = { .range = range, .mode = UFFDIO_REGISTER_MODE_WP };
 	struct uffdio_writeprotect protect = { .range = range, .mode = UFFDIO_WRITEPROTECT_MODE_WP };
-	bool populate;
-	int fd = open_full(&populate), error = 0;
+	int error = 0;
 
-	if (fd < 0)
-		return fd;
 	if (ioctl(fd, UFFDIO_REGISTER, &request)) {
 		error = -errno;
 		/* The daemon's write tracking holds it: that gives way, and is set up again at its next look. */
@@ -78,9 +76,16 @@ int pm_uffd_protect(uint64_t start, uint64_t end, int tracker)
 		error = -errno;
 	if (!error && ioctl(fd, UFFDIO_WRITEPROTECT, &protect))
 		error = -errno;
-	if (error) {
-		close(fd);
-		return error;
-	}
-	return fd;
+	if (error)
+		pm_uffd_release(fd, start, end);
+	return error;
+}
+
+/* Not by closing it: that would walk through all mappings of the process, of which there may be tens of thousands. */
+void pm_uffd_release(int fd, uint64_t start, uint64_t end)
+{
+	struct uffdio_range range = { start, end - start };
+
+	(void)!ioctl(fd, UFFDIO_UNREGISTER, &range);
+	(void)!ioctl(fd, UFFDIO_WAKE, &range); /* also those who waited for pages that are mapped anew */
 }

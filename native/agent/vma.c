@@ -103,10 +103,28 @@ static bool parse(const char *line, struct pm_vma *out)
 	return true;
 }
 
+static _Thread_local int kept_fd __attribute__((tls_model("initial-exec"))) = -1;
+
+void pm_vma_begin(void)
+{
+	kept_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+}
+
+void pm_vma_end(void)
+{
+	if (kept_fd >= 0)
+		close(kept_fd);
+	kept_fd = -1;
+}
+
 int pm_vma_find(uint64_t addr, struct pm_vma *out)
 {
-	int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC), error;
+	int error = kept_fd >= 0 ? query(kept_fd, addr, out) : -ENOTTY, fd;
 
+	/* A program may have closed the descriptor, or even opened another file by its number: only an answer counts. */
+	if (error == 0 || error == -ENOENT)
+		return error;
+	fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
 	error = query(fd, addr, out);
