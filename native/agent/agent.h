@@ -31,6 +31,7 @@ int pm_gate_close(uint64_t start, uint64_t end); /* the agent: 0 or -EBUSY */
 void pm_gate_open(void);
 void pm_gate_enter(uint64_t start, uint64_t end); /* the program: before a call on [start, end) */
 void pm_gate_leave(void);
+uint32_t pm_gate_calls(void); /* how many there have been */
 void pm_gate_reset(void);
 bool pm_gate_busy(void);
 
@@ -45,6 +46,7 @@ struct pm_vma {
 };
 int pm_vma_find(uint64_t addr, struct pm_vma *out); /* the mapping at or after addr: 0, or -ENOENT */
 long pm_vma_count(const char **async);
+void pm_vma_note(long more); /* mappings that we made since */
 void pm_vma_begin(void); /* this thread: until pm_vma_end one descriptor serves many pm_vma_find */
 void pm_vma_end(void);
 

@@ -19,8 +19,16 @@ static void wake(void)
 	syscall(SYS_futex, &changes, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, INT32_MAX, NULL, NULL, 0);
 }
 
+static _Atomic uint32_t calls;
+
+uint32_t pm_gate_calls(void)
+{
+	return atomic_load(&calls);
+}
+
 void pm_gate_enter(uint64_t start, uint64_t end)
 {
+	atomic_fetch_add_explicit(&calls, 1, memory_order_relaxed);
 	for (;;) {
 		uint32_t seen = atomic_load(&changes);
 

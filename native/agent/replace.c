@@ -587,6 +587,7 @@ void pm_merge(const struct pm_request *request, struct pm_outcome *outcome)
 	outcome->result.error = map_views(request);
 	pm_vma_begin();
 	vmas_left = most - most / 10 - VMA_RESERVE - request->vmas;
+	most = vmas_left;
 	for (uint32_t at = 0; at < request->count && !outcome->result.error;) {
 		uint32_t n = 0, pages = 0;
 
@@ -601,6 +602,7 @@ void pm_merge(const struct pm_request *request, struct pm_outcome *outcome)
 			finish(&groups[i], outcome);
 	}
 	pm_vma_end();
+	pm_vma_note(most - vmas_left);
 	unmap_views(request->nfds);
 	pm_madvise(bounce, sizeof(bounce), MADV_DONTNEED); /* a guest takes little room */
 	if (pagemap >= 0)
