@@ -106,11 +106,17 @@ __attribute__((constructor)) static void preload(void)
 		pm_calls_merge_any(true);
 }
 
+static void leave_out(uint64_t start, uint64_t end)
+{
+	pm_marks_set(start, end, PM_MARK_EXCLUDED);
+}
+
 PM_API int pm_agent_start(const char *socket_path)
 {
 	if (!pm_link_configured()) {
 		set_up(socket_path, false);
 		pm_hooks_install();
+		pm_vma_each_special(leave_out); /* what was asked for before the hooks were there */
 	}
 	return pm_link_start();
 }

@@ -45,6 +45,7 @@ struct pm_vma {
 	bool pool;
 };
 int pm_vma_find(uint64_t addr, struct pm_vma *out); /* the mapping at or after addr: 0, or -ENOENT */
+void pm_vma_each_special(void (*see)(uint64_t start, uint64_t end));
 long pm_vma_count(const char **async);
 void pm_vma_note(long more); /* mappings that we made since */
 void pm_vma_begin(void); /* this thread: until pm_vma_end one descriptor serves many pm_vma_find */

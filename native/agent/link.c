@@ -35,6 +35,7 @@ static int32_t fork_parent;
 static pid_t owner; /* of this state: a child of vfork(2) shares it, but must not speak for its parent */
 static uint32_t barriers, freeze_max_usecs;
 static pthread_t thread;
+static atomic_bool greeted; /* hello is said; nothing may come before it */
 static _Atomic uint32_t refused_for; /* enum pm_refusal */
 static char *stack;
 
@@ -78,6 +79,7 @@ static void hang_up(void)
 {
 	int fd = ours();
 
+	atomic_store(&greeted, false);
 	if (fd >= 0)
 		close(fd);
 	sock = -1;
@@ -115,7 +117,7 @@ static void tell(uint32_t type, const struct pm_range *ranges, uint32_t count, i
 		struct pm_range ranges[64];
 	} message;
 
-	if ((!was_connected && !started) || getpid() != owner) /* a child that fork(2)'s handlers have not seen */
+	if (!atomic_load(&greeted) || getpid() != owner) /* a child that fork(2)'s handlers have not seen */
 		return;
 	while (count) {
 		uint32_t n = count < 64 ? count : 64;
@@ -301,6 +303,7 @@ static int dial(void)
 		close(fd);
 		fd = high;
 	}
+	atomic_store(&greeted, false);
 	sock_cookie = read_cookie(fd);
 	sock = fd;
 	int error = say_hello();
@@ -309,6 +312,7 @@ static int dial(void)
 		return error;
 	}
 	was_connected = true;
+	atomic_store(&greeted, true);
 	forked = false;
 	return 0;
 }

@@ -214,3 +214,33 @@ void pm_vma_note(long more)
 {
 	counted.count += more;
 }
+
+/*
+ * Mappings with a property that would not outlive a replacement: locked, not inherited or wiped by fork(2), not dumped, registered with a userfaultfd, with
+ * a protection key.  Asked once, by an agent that came in later than they did.
+ */
+void pm_vma_each_special(void (*see)(uint64_t start, uint64_t end))
+{
+	static const char *const flags[] = { " lo", " dc", " wf", " dd", " um", " uw", " gd" };
+	struct lines lines = { .fd = open("/proc/self/smaps", O_RDONLY | O_CLOEXEC) };
+	unsigned long start = 0, end = 0;
+	bool special = false;
+	char *line;
+
+	if (lines.fd < 0)
+		return;
+	while ((line = next_line(&lines))) {
+		if (line[0] < 'A' || line[0] > 'Z') {
+			special = false;
+			sscanf(line, "%lx-%lx", &start, &end);
+		} else if (strncmp(line, "ProtectionKey:", 14) == 0) {
+			special = atoi(line + 14) != 0;
+		} else if (strncmp(line, "VmFlags:", 8) == 0) { /* comes last */
+			for (size_t i = 0; i < sizeof(flags) / sizeof(*flags); i++)
+				special = special || strstr(line + 8, flags[i]);
+			if (special && end > start)
+				see(start, end);
+		}
+	}
+	close(lines.fd);
+}

@@ -19,8 +19,8 @@ from tests.support.users import agent_for, python_for
 __all__ = ["agent_env", "compiled", "holder", "read_stress", "run_stress"]
 
 # Lines in: "fill SEED N" (pages alike in all processes with the same seed), "unique N", "zero N",
-# "same CHAR N", "mark", "unmark", "write INDEX VALUE", "sum", "drop" (munmap), "dontneed", "fork",
-# "quit". One line out for each.
+# "same CHAR N", "resize N" (mremap), "mark", "unmark", "write INDEX VALUE", "sum", "drop" (munmap),
+# "dontneed", "fork", "quit". One line out for each.
 _HOLDER = """
 import ctypes, hashlib, mmap, os, random, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -53,6 +53,8 @@ for line in sys.stdin:
         answer = str(libc.madvise(address(), len(region), 4))
     elif word == "huge":
         answer = str(advise(14))
+    elif word == "resize":
+        region.resize(int(rest[0]) * 4096)
     elif word == "write":
         region[int(rest[0])] = int(rest[1])
     elif word == "sum":

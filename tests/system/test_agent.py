@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import hashlib
 import os
 import random
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -171,6 +175,39 @@ def test_unmerging_gives_anonymous_memory_back(listener: socket.socket, tmp_path
     os.close(fd)
 
 
+def test_memory_that_grows_shows_zeros_and_nothing_of_the_pool(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    fd = segment(CONTENT * 4)
+    with client(listener, tmp_path) as (child, peer, address):
+        assert peer.ask(wire.Kind.MERGE, [RUN.pack(address, N, 0, 0, 0)], [fd]).merged == N
+        child.ask(f"resize {2 * N}")
+        assert child.ask("sum") == hashlib.sha256(CONTENT + bytes(N * PAGE)).hexdigest()
+    os.close(fd)
+
+
+def test_descriptors_that_are_no_pool_are_not_mapped(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    unsealed = os.memfd_create("pagemerge", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    os.write(unsealed, CONTENT)
+    with (tmp_path / "file").open("w+b") as file, client(listener, tmp_path) as (_, peer, address):
+        file.write(CONTENT)
+        file.flush()
+        for fd in (unsealed, file.fileno()):
+            result = peer.ask(wire.Kind.MERGE, [RUN.pack(address, N, 0, 0, 0)], [fd])
+            assert (result.merged, result.error) == (0, -errno.EPERM)
+    os.close(unsealed)
+
+
+def test_what_is_not_marked_is_not_merged(listener: socket.socket, tmp_path: Path) -> None:
+    fd = segment(CONTENT)
+    with client(listener, tmp_path) as (child, peer, address):
+        assert child.ask("unmark") == "0"
+        assert peer.ask(wire.Kind.MERGE, [RUN.pack(address, N, 0, 0, 0)], [fd]).merged == 0
+    os.close(fd)
+
+
 def test_only_zero_pages_are_dropped_as_zero_pages(listener: socket.socket, tmp_path: Path) -> None:
     with client(listener, tmp_path) as (child, peer, address):
         before = child.ask("sum")
@@ -202,3 +239,39 @@ def test_garbage_from_the_daemon_ends_the_connection_and_nothing_else(
         assert wire.parse_ranges(second.receive(wire.Kind.MARK))[0].start == address
         assert child.ask("sum") == before
         second.close()
+
+
+_LATE = """
+import ctypes, mmap
+from pagemerge.engine.agent import load_agent
+region = mmap.mmap(-1, 16384, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+region.madvise(mmap.MADV_DONTFORK)
+address = ctypes.addressof(ctypes.c_char.from_buffer(region))
+agent = load_agent()
+agent.madvise(address, 16384, mmap.MADV_MERGEABLE)
+print(address, flush=True)
+input()
+"""
+
+
+def test_memory_that_is_not_inherited_stays_out_though_the_agent_comes_later(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    env = {**os.environ, "PAGEMERGE_AGENT_SOCKET": str(tmp_path / "agent.sock")}
+    with subprocess.Popen(
+        [sys.executable, "-c", _LATE],
+        env=env,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        sock, _ = listener.accept()
+        sock.settimeout(20)
+        peer = Peer(sock)
+        assert process.stdout is not None
+        address = int(process.stdout.readline())
+        marks = wire.parse_ranges(peer.receive(wire.Kind.MARK))
+        kinds = {mark.flags for mark in marks if mark.start <= address < mark.end}
+        assert kinds == {wire.Mark.EXCLUDED}
+        peer.close()
+        process.kill()

@@ -136,3 +136,37 @@ def test_stops_are_not_seen_by_threads_that_sleep_in_system_calls(
         process.wait()
         os.close(fd)
     assert stops > 100
+
+
+@pytest.mark.parametrize("barrier", ["uffd", "freeze"])
+def test_calls_that_change_mappings_mean_what_they_mean_without_merging(
+    listener: socket.socket, tmp_path: Path, barrier: str
+) -> None:
+    chance = random.Random(barrier)
+    fd = segment(base_content(PAGES))
+    env = agent_env(tmp_path, PAGEMERGE_BARRIER=barrier)
+    totals = {"merged": 0, "failed": 0, "unmerged": 0}
+    process = subprocess.Popen(
+        [str(compiled("calls")), str(SECONDS), str(PAGES)],
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        sock, _ = listener.accept()
+        sock.settimeout(20)
+        peer = Peer(sock)
+        mark = wire.parse_ranges(peer.receive(wire.Kind.MARK))[0]
+        try:
+            while process.poll() is None:
+                hammer(peer, mark.start, fd, chance, totals)
+        except (AssertionError, OSError):
+            assert ended(process), "the agent hung up while its program was running"
+        read_stress(process)
+        peer.close()
+    finally:
+        process.kill()
+        process.wait()
+        os.close(fd)
+    assert totals["merged"] > 1000
