@@ -48,6 +48,7 @@ static char *views[PM_FDS_MAX];
 static size_t view_bytes[PM_FDS_MAX];
 static uint64_t inodes[PM_FDS_MAX];
 static long vmas_left;
+static uint64_t prepared_end;
 
 static uint64_t bytes(uint64_t pages)
 {
@@ -396,8 +397,10 @@ static void prepare(int pagemap, struct group *group, const struct pm_request *r
 	group->why = pm_marks_wanted(group->start, group->end) ? check_mappings(group) : PM_FAIL_GONE;
 	if (group->why)
 		return;
+	/* In the middle of a mapping one becomes three; right after the group before, two. */
 	if (!group->in_place)
-		vmas_left -= 2;
+		vmas_left -= group->start == prepared_end ? 1 : 2;
+	prepared_end = group->end;
 	group->barrier = choose_barrier(request, group);
 	if (!group->barrier)
 		group->why = PM_FAIL_BARRIER;
