@@ -53,6 +53,7 @@ struct pm_chunk {
 	uint16_t used;   /* pages not PM_NONE */
 	uint16_t wanted; /* pages PM_PENDING or PM_RECALLED */
 	uint16_t looked; /* pages PM_LOOKED */
+	bool huge;       /* in a transparent huge page, when last looked at */
 	bool plain;      /* no page needs more than its write tracking: as of the last look at all of them */
 	uint32_t touched; /* the slice of scanning in which a page became wanted last */
 	uint32_t *sum;   /* [n] */

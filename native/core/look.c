@@ -16,7 +16,7 @@
  */
 static const uint32_t DUE = 1u << 0 | 1u << 1 | 1u << 2 | 1u << 3 | 1u << 5 | 1u << 8 | 1u << 13 | 1u << 22;
 static const uint64_t READ_BYTES = 32u << 20; /* in one call, which then ends early: some 10 ms */
-enum { VISIT_LAST = 22, VISIT_AGAIN = 14, VISITS = 31, BLOCK = 64, WHOLE_PASSES = 16, STEP_PAGES = 8192 };
+enum { VISIT_LAST = 22, VISIT_AGAIN = 14, VISITS = 31, BLOCK = 64, WHOLE_PASSES = 16, RECALL_VISITS = 2, STEP_PAGES = 8192 };
 
 struct look {
 	struct pm_scanner *scanner;
@@ -164,6 +164,28 @@ static void private_untracked(struct look *look, struct pm_chunk *chunk, uint32_
 		pm_candidate_add(look->scanner, chunk, i, false);
 }
 
+/*
+ * The private copy of a page in a mapping of a pool that is retired or not ours: as long as the mapping is there, the
+ * kernel keeps that pool's memory, so that it has to become anonymous again even where nothing of the pool is used.
+ */
+static bool recall_copy(struct look *look, struct pm_chunk *chunk, uint32_t i)
+{
+	unsigned int state = pm_page_state(chunk, i);
+	const struct pm_part *part = pm_mm_part(look->mm, pm_chunk_address(chunk, i));
+	uint8_t visits = chunk->state[i] & VISITS;
+
+	if (!part || part->slot != PM_NO_SLOT || look->mm->deaf)
+		return false;
+	chunk->plain = false;
+	chunk->state[i] = next_visit(chunk->state[i]);
+	if (state == PM_NONE || visits < RECALL_VISITS)
+		return false;
+	look->scanned++;
+	pm_page_detach(look->scanner, chunk, i, PM_LOOKED);
+	pm_set_state(chunk, i, PM_RECALLED);
+	return true;
+}
+
 /* A present private page: anonymous memory, or the private copy of a page that was merged. */
 static void look_private(struct look *look, struct pm_chunk *chunk, uint32_t i, uint64_t is)
 {
@@ -183,6 +205,8 @@ static void look_private(struct look *look, struct pm_chunk *chunk, uint32_t i, 
 	default:
 		break;
 	}
+	if (look->mm->foreign && recall_copy(look, chunk, i))
+		return;
 	if (look->region->tracked && is & PM_IS_WPALLOWED && !(is & PM_IS_HUGE)) {
 		private_tracked(look, chunk, i, is);
 	} else if (look->region->tracked && !(is & PM_IS_HUGE)) {
@@ -193,6 +217,7 @@ static void look_private(struct look *look, struct pm_chunk *chunk, uint32_t i, 
 		pm_page_detach(look->scanner, chunk, i, PM_LOOKED);
 	} else {
 		chunk->plain = false;
+		chunk->huge |= (is & PM_IS_HUGE) != 0;
 		private_untracked(look, chunk, i);
 	}
 }
@@ -229,7 +254,7 @@ static void look_pool(struct look *look, struct pm_chunk *chunk, uint32_t i, uin
 			uint8_t visits = chunk->state[i] & VISITS;
 
 			chunk->state[i] = next_visit(chunk->state[i]);
-			if (visits >= 2 && !look->mm->deaf) {
+			if (visits >= RECALL_VISITS && !look->mm->deaf) {
 				pm_page_detach(look->scanner, chunk, i, PM_LOOKED);
 				pm_set_state(chunk, i, PM_RECALLED);
 			}
@@ -302,7 +327,7 @@ static uint64_t look_span(struct look *look, struct pm_chunk *chunk, uint64_t st
 	uint32_t stop = (uint32_t)((end - chunk->base) >> PM_PAGE_SHIFT) - chunk->first;
 	bool present = is & PM_IS_PRESENT && !(is & PM_IS_PFNZERO);
 	bool quiet = present && !(is & (PM_IS_FILE | PM_IS_WRITTEN | PM_IS_HUGE)) && is & PM_IS_WPALLOWED &&
-		     look->region->tracked;
+		     look->region->tracked && !look->mm->foreign;
 	bool merged = present ? (is & PM_IS_FILE) != 0 : is == 0;
 
 	/* A merged page needs no protection, but one without would be listed among the written ones. */

@@ -17,7 +17,7 @@ void pm_candidate_add(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32
 {
 	if (scanner->ncandidates == PM_READ_PAGES)
 		pm_candidates_match(scanner);
-	scanner->candidates[scanner->ncandidates++] = (struct pm_candidate){chunk, i, decided};
+	scanner->candidates[scanner->ncandidates++] = (struct pm_candidate){.chunk = chunk, .i = i, .decided = decided};
 }
 
 /* ---- reading ---- */
@@ -36,7 +36,7 @@ static size_t adjacent(const struct pm_scanner *scanner, size_t from)
 	const struct pm_candidate *c = scanner->candidates;
 	size_t to = from + 1;
 
-	while (to < scanner->ncandidates &&
+	while (to < scanner->ncandidates && c[to].exclusive == c[from].exclusive &&
 	       pm_chunk_address(c[to].chunk, c[to].i) == pm_chunk_address(c[to - 1].chunk, c[to - 1].i) + PM_PAGE_SIZE)
 		to++;
 	return to;
@@ -50,9 +50,9 @@ static ssize_t read_some(struct pm_scanner *scanner, struct pm_mm *mm, size_t fr
 	unsigned long n = 0;
 	ssize_t got;
 
-	if (mm->by_mem)
+	if (mm->mem_fd >= 0 && (mm->by_mem || !scanner->candidates[from].exclusive))
 		return read_adjacent(scanner, mm, from, adjacent(scanner, from));
-	for (size_t at = from; at < scanner->ncandidates;) {
+	for (size_t at = from; at < scanner->ncandidates && scanner->candidates[at].exclusive;) {
 		size_t to = adjacent(scanner, at);
 		const struct pm_candidate *c = &scanner->candidates[at];
 
@@ -70,9 +70,30 @@ static ssize_t read_some(struct pm_scanner *scanner, struct pm_mm *mm, size_t fr
 	return -errno;
 }
 
+/*
+ * Which candidates are mapped by this process alone.  process_vm_readv pins what it reads, and to pin a page that is
+ * shared after a fork the kernel copies it: reading would cost the memory that is to be saved.  /proc/PID/mem does not.
+ */
+static void find_exclusive(struct pm_scanner *scanner, struct pm_mm *mm)
+{
+	struct pm_candidate *c = scanner->candidates;
+
+	for (size_t i = 0; i < scanner->ncandidates; i++)
+		c[i].exclusive = true;
+	for (size_t at = 0, to; mm->mem_fd >= 0 && at < scanner->ncandidates; at = to) {
+		bool exclusive[PM_READ_PAGES];
+
+		to = adjacent(scanner, at);
+		pm_track_exclusive(&mm->track, pm_chunk_address(c[at].chunk, c[at].i), to - at, exclusive);
+		for (size_t i = at; i < to; i++)
+			c[i].exclusive = exclusive[i - at];
+	}
+}
+
 /* Read all candidates; those that can't be read get a NULL chunk. */
 static void read_candidates(struct pm_scanner *scanner, struct pm_mm *mm)
 {
+	find_exclusive(scanner, mm);
 	for (size_t at = 0; at < scanner->ncandidates;) {
 		ssize_t got = read_some(scanner, mm, at);
 
@@ -84,9 +105,11 @@ static void read_candidates(struct pm_scanner *scanner, struct pm_mm *mm)
 			break;
 		}
 		if (got > 0) {
+			size_t before = at;
+
 			at += (size_t)got / PM_PAGE_SIZE;
 			scanner->counts.bytes_read += (uint64_t)got;
-			if (mm->by_mem && got % PM_PAGE_SIZE == 0)
+			if (at > before) /* what is left is tried by itself: it may be of the other kind */
 				continue;
 		}
 		if (at < scanner->ncandidates) { /* the page that stopped it: unmapped meanwhile, or not readable */
@@ -140,8 +163,14 @@ static bool same_page(const struct pm_chunk *a, uint32_t i, const struct pm_chun
 {
 	uint64_t address = pm_chunk_address(a, i);
 
-	return a->mm != b->mm && a->mm->family == b->mm->family && address == pm_chunk_address(b, k) &&
-	       !pm_track_exclusive(&a->mm->track, address) && !pm_track_exclusive(&b->mm->track, address);
+	bool exclusive = true;
+
+	if (a->mm == b->mm || a->mm->family != b->mm->family || address != pm_chunk_address(b, k))
+		return false;
+	pm_track_exclusive(&a->mm->track, address, 1, &exclusive);
+	if (!exclusive)
+		pm_track_exclusive(&b->mm->track, address, 1, &exclusive);
+	return !exclusive;
 }
 
 struct found {
@@ -166,7 +195,7 @@ static bool page_equals(const struct pm_chunk *other, uint32_t k, const char *pa
 	uint64_t address = pm_chunk_address(other, k);
 	struct iovec local = {copy, sizeof(copy)}, remote = {(void *)(uintptr_t)address, sizeof(copy)};
 	const struct pm_mm *mm = other->mm;
-	ssize_t n = mm->by_mem ? pread(mm->mem_fd, copy, sizeof(copy), (off_t)address) :
+	ssize_t n = mm->mem_fd >= 0 ? pread(mm->mem_fd, copy, sizeof(copy), (off_t)address) :
 				 process_vm_readv(mm->pid, &local, 1, &remote, 1, 0);
 
 	return n == (ssize_t)sizeof(copy) && memcmp(copy, page, sizeof(copy)) == 0;

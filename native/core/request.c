@@ -253,7 +253,13 @@ int pm_mm_take(struct pm_scanner *scanner, struct pm_mm *mm, struct pm_request_o
 	enum pm_message_type type = PM_MERGE;
 	int err;
 
-	mm->deaf = false;
+	if (mm->deaf) { /* it can be asked again: what found no partner meanwhile is matched anew */
+		mm->deaf = false;
+		for (size_t c = 0; c < mm->nchunks; c++)
+			for (uint32_t i = 0; i < mm->chunks[c]->n; i++)
+				if (pm_page_state(mm->chunks[c], i) == PM_UNSHARED)
+					pm_page_detach(scanner, mm->chunks[c], i, PM_LOOKED);
+	}
 	if (!mm->wanted) {
 		mm->held_since = 0;
 		return 0;
@@ -353,6 +359,10 @@ static void page_done(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32
 	if (!segment || segment->state != PM_SEGMENT_LIVE) { /* retired meanwhile */
 		pm_page_detach(scanner, chunk, i, PM_LOOKED);
 		return;
+	}
+	if (chunk->huge) { /* a chunk is what one huge page covers */
+		chunk->huge = false;
+		scanner->counts.thp_splits++;
 	}
 	pm_slot_confirm(&scanner->pool, link);
 	pm_set_state(chunk, i, scanner->recalled ? PM_RECALLED : PM_MERGED);

@@ -128,6 +128,7 @@ struct pm_knobs {
 struct pm_candidate {
 	struct pm_chunk *chunk;
 	uint32_t i;
+	bool exclusive; /* mapped by this process alone */
 	bool decided; /* unchanged since the first look by write tracking; else the sums decide */
 };
 

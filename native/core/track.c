@@ -212,12 +212,24 @@ int pm_track_register(int uffd, uint64_t start, uint64_t end)
 	return ioctl(uffd, UFFDIO_REGISTER, &arg) < 0 ? -errno : 0;
 }
 
-bool pm_track_exclusive(struct pm_track *track, uint64_t address)
+void pm_track_exclusive(struct pm_track *track, uint64_t address, size_t n, bool *exclusive)
 {
-	uint64_t entry;
+	uint64_t entries[256];
 
-	if (track->pagemap_fd < 0 ||
-	    pread(track->pagemap_fd, &entry, 8, (off_t)(address >> PM_PAGE_SHIFT) * 8) != 8)
-		return false;
-	return entry & PAGEMAP_EXCLUSIVE;
+	for (size_t at = 0, got; at < n; at += got) {
+		size_t want = n - at < 256 ? n - at : 256;
+		ssize_t bytes = -1;
+
+		if (track->pagemap_fd >= 0)
+			bytes = pread(track->pagemap_fd, entries, want * 8, (off_t)((address >> PM_PAGE_SHIFT) + at) * 8);
+		got = bytes > 0 ? (size_t)bytes / 8 : 0;
+		for (size_t i = 0; i < got; i++)
+			exclusive[at + i] = (entries[i] & (PAGEMAP_EXCLUSIVE | PAGEMAP_FILE)) ||
+					    !(entries[i] & PAGEMAP_PRESENT);
+		if (!got) {
+			for (size_t i = at; i < n; i++)
+				exclusive[i] = true;
+			return;
+		}
+	}
 }

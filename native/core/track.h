@@ -35,7 +35,10 @@ int pm_track_protect(struct pm_track *track, bool pool, uint64_t start, uint64_t
 /* Have writes to [start, end) tracked through a userfaultfd with WP_ASYNC.  0 or -errno. */
 int pm_track_register(int uffd, uint64_t start, uint64_t end);
 
-/* Whether a page is mapped by this process alone, by bit 56 of /proc/PID/pagemap; false where that can't be read. */
-bool pm_track_exclusive(struct pm_track *track, uint64_t address);
+/*
+ * Which of `n` pages from `address` on are mapped by this process alone, by bit 56 of /proc/PID/pagemap; where that can't
+ * be read, or pages are not there, they count as such.
+ */
+void pm_track_exclusive(struct pm_track *track, uint64_t address, size_t n, bool *exclusive);
 
 #endif
