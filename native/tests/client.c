@@ -255,7 +255,9 @@ void client_start(struct client *client, uint64_t pages)
 	client->pid = fork();
 	if (client->pid == 0) {
 		close(socks[0]);
-		memory = mmap(NULL, pages * PM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		memory = mmap(NULL, pages * PM_PAGE_SIZE, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		CHECK(memory != MAP_FAILED);
 		madvise(memory, pages * PM_PAGE_SIZE, MADV_NOHUGEPAGE);
 		live(socks[1]);
 	}
