@@ -22,6 +22,7 @@ enum {
 	BATCH_GROUPS = 256,
 	BATCH_PAGES = 1024,
 	GROUP_PAGES = 512,
+	BUSY_PAGES = 32, /* for a program that is at work */
 	ASIDE_PAGES = 16,
 	COPY_AT_MOST = 8, /* pages that prove different are kept as private copies, up to this many a group */
 	BOUNCE_PAGES = 32,
@@ -48,6 +49,7 @@ static char *views[PM_FDS_MAX];
 static size_t view_bytes[PM_FDS_MAX];
 static uint64_t inodes[PM_FDS_MAX];
 static long vmas_left;
+static uint32_t window = GROUP_PAGES;
 static uint64_t prepared_end;
 
 static uint64_t bytes(uint64_t pages)
@@ -361,13 +363,31 @@ static uint64_t now_ns(clockid_t clock)
 	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
-/* Cut the next group off the runs: how many runs it takes. */
-static uint32_t take_group(const struct pm_run *runs, uint32_t count, struct group *group)
+/*
+ * How many pages are kept from being written at a time.  A program that is at work meets them the more often, and waits the longer, the more they
+ * are; one that sleeps does not mind.
+ */
+static uint32_t choose_window(void)
 {
-	uint32_t n = 1;
+	static uint64_t used_before, at_before;
+	uint64_t used = now_ns(CLOCK_PROCESS_CPUTIME_ID) - now_ns(CLOCK_THREAD_CPUTIME_ID), at = now_ns(CLOCK_MONOTONIC);
+	bool busy = used - used_before > (at - at_before) / 20;
 
-	while (n < count && runs[n].flags & PM_RUN_JOINED)
-		n++;
+	used_before = used;
+	at_before = at;
+	return busy ? BUSY_PAGES : GROUP_PAGES;
+}
+
+/* Cut the next group off the runs, at a place where no gap is when it gets long: how many runs it takes. */
+static uint32_t take_group(const struct pm_run *runs, uint32_t count, uint32_t window, struct group *group)
+{
+	uint32_t n = 1, pages = runs[0].npages;
+
+	for (; n < count && runs[n].flags & PM_RUN_JOINED; n++) {
+		if (pages >= window && !((runs[n].flags | runs[n - 1].flags) & PM_RUN_GAP))
+			break;
+		pages += runs[n].npages;
+	}
 	memset(group, 0, sizeof(*group));
 	group->runs = runs;
 	group->nruns = n;
@@ -467,7 +487,7 @@ static void commit_unstopped(int pagemap, uint32_t n, const struct pm_request *r
 		if (first->why || first->barrier == PM_BARRIER_FREEZE)
 			continue;
 		while (k < n && !groups[k].why && groups[k].barrier == first->barrier && groups[k].start >= groups[k - 1].end &&
-		       groups[k].end - first->start <= bytes(GROUP_PAGES) &&
+		       groups[k].end - first->start <= bytes(window) &&
 		       (first->barrier != PM_BARRIER_UFFD || pm_marks_seen(groups[k - 1].end, groups[k].start)))
 			k++;
 		commit_window(pagemap, first, k - i, request, outcome);
@@ -587,6 +607,7 @@ void pm_merge(const struct pm_request *request, struct pm_outcome *outcome)
 	int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	long most = read_max_map_count();
 
+	window = choose_window();
 	outcome->result.error = map_views(request);
 	pm_vma_begin();
 	vmas_left = most - most / 10 - VMA_RESERVE - request->vmas;
@@ -595,7 +616,7 @@ void pm_merge(const struct pm_request *request, struct pm_outcome *outcome)
 		uint32_t n = 0, pages = 0;
 
 		while (at < request->count && n < BATCH_GROUPS && pages < BATCH_PAGES) {
-			at += take_group(request->runs + at, request->count - at, &groups[n]);
+			at += take_group(request->runs + at, request->count - at, window, &groups[n]);
 			pages += groups[n].npages;
 			prepare(pagemap, &groups[n++], request);
 		}
