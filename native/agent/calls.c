@@ -210,7 +210,7 @@ PM_API int madvise(void *addr, size_t length, int advice)
 		locked = enter(start, end);
 		if (sane && locked && (advice == MADV_DONTNEED || advice == MADV_FREE || advice == 24 /* DONTNEED_LOCKED */)) {
 			error = result(discard(start, end));
-			pm_link_tell(PM_GONE, &(struct pm_range){ start, end, 0, 0 }, 1);
+			pm_link_tell(PM_GONE, &(struct pm_range){ start, end, PM_GONE_DISCARDED, 0 }, 1);
 		}
 	}
 	if (!error)

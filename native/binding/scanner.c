@@ -172,7 +172,7 @@ static PyObject *scanner_set_all(Scanner *self, PyObject *args)
 	Py_RETURN_NONE;
 }
 
-enum range_call { RANGE_GONE, RANGE_EXCLUDE, RANGE_UNMERGE };
+enum range_call { RANGE_EXCLUDE, RANGE_UNMERGE };
 
 static PyObject *range_call(Scanner *self, PyObject *args, enum range_call call)
 {
@@ -184,9 +184,7 @@ static PyObject *range_call(Scanner *self, PyObject *args, enum range_call call)
 		return NULL;
 	LOCKED(self, {
 		mm = pm_mm_find(self->scanner, number);
-		if (mm && call == RANGE_GONE)
-			pm_mm_gone(self->scanner, mm, start, end);
-		else if (mm && call == RANGE_EXCLUDE)
+		if (mm && call == RANGE_EXCLUDE)
 			err = pm_mm_exclude(mm, start, end);
 		else if (mm)
 			pm_mm_unmerge(self->scanner, mm, start, end);
@@ -198,7 +196,20 @@ static PyObject *range_call(Scanner *self, PyObject *args, enum range_call call)
 
 static PyObject *scanner_gone(Scanner *self, PyObject *args)
 {
-	return range_call(self, args, RANGE_GONE);
+	unsigned long long number, start, end;
+	struct pm_mm *mm;
+	int discarded = 0;
+
+	if (!PyArg_ParseTuple(args, "KKK|p:gone", &number, &start, &end, &discarded) || !check_range(start, end))
+		return NULL;
+	LOCKED(self, {
+		mm = pm_mm_find(self->scanner, number);
+		if (mm)
+			pm_mm_gone(self->scanner, mm, start, end, discarded ? PM_GONE_DISCARDED : PM_GONE_UNMAPPED);
+	});
+	if (!mm)
+		return no_process(number);
+	Py_RETURN_NONE;
 }
 
 static PyObject *scanner_exclude(Scanner *self, PyObject *args)

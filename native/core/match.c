@@ -242,22 +242,25 @@ static struct found find(struct pm_scanner *scanner, struct pm_chunk *chunk, uin
 }
 
 /* A slot for the content of an unshared page: at the page's own position in its chunk's window. */
-static uint32_t slot_for(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, int node)
+static uint32_t slot_for(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, const struct pm_chunk *other, int node)
 {
 	int on = scanner->knobs.merge_across_nodes || scanner->nodes < 2 ? -1 : node;
 	struct pm_segment *segment = chunk->window == PM_NO_SLOT ? NULL : pm_pool_segment(&scanner->pool, chunk->window);
 	uint32_t slot;
 
-	if (!segment || segment->state != PM_SEGMENT_LIVE) {
+	if (other != chunk && (!segment || segment->state != PM_SEGMENT_LIVE)) {
 		if (pm_pool_window(&scanner->pool, on, false, &chunk->window)) {
 			chunk->window = PM_NO_SLOT;
 			return PM_NO_SLOT;
 		}
 		segment = pm_pool_segment(&scanner->pool, chunk->window);
 	}
-	slot = chunk->window + chunk->first + i;
-	if (segment->node == on && !pm_slot_filled(&scanner->pool, slot))
-		return slot;
+	/* Equal pages within one stretch can't both be in line with a window, which would then be half holes. */
+	if (other != chunk) {
+		slot = chunk->window + chunk->first + i;
+		if (segment->node == on && !pm_slot_filled(&scanner->pool, slot))
+			return slot;
+	}
 	/* The position was used for an earlier content of the page: slots are never used twice. */
 	do {
 		segment = scanner->spill[node] == PM_NO_SLOT ? NULL
@@ -304,7 +307,7 @@ static void match(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i
 		ask(chunk, i, found.slot, scanner->slice);
 		return;
 	}
-	slot = found.chunk ? slot_for(scanner, found.chunk, found.i, node) : PM_NO_SLOT;
+	slot = found.chunk ? slot_for(scanner, found.chunk, found.i, chunk, node) : PM_NO_SLOT;
 	if (slot != PM_NO_SLOT) {
 		pm_index_remove(&scanner->index, pm_page_number(found.chunk, found.i), sum);
 		pm_pool_fill(&scanner->pool, &scanner->run, slot, sum, page);

@@ -92,6 +92,11 @@ enum pm_mark {
 	PM_MARK_EXCLUDED = 5, /* never (locked, not forkable, pinned ...), until PM_GONE */
 };
 
+enum pm_gone {
+	PM_GONE_UNMAPPED = 0,  /* what is mapped there now, if anything, is another mapping: marks are void */
+	PM_GONE_DISCARDED = 1, /* MADV_DONTNEED and the like: the mapping stays, and its marks */
+};
+
 struct pm_range {
 	uint64_t start; /* bytes, page aligned */
 	uint64_t end;   /* exclusive */

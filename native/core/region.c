@@ -123,10 +123,11 @@ int pm_mm_exclude(struct pm_mm *mm, uint64_t start, uint64_t end)
 	return marks_apply(mm, start, end, IS_OWN, 0);
 }
 
-void pm_mm_gone(struct pm_scanner *scanner, struct pm_mm *mm, uint64_t start, uint64_t end)
+void pm_mm_gone(struct pm_scanner *scanner, struct pm_mm *mm, uint64_t start, uint64_t end, uint32_t how)
 {
 	mm->stale = true;
-	marks_apply(mm, start, end, 0, IS_EXCLUDED);
+	if (how != PM_GONE_DISCARDED)
+		marks_apply(mm, start, end, 0, (uint32_t)~IS_OWN);
 	for (size_t c = pm_mm_chunk_at(mm, start); c < mm->nchunks && mm->chunks[c]->base < end; c++) {
 		struct pm_chunk *chunk = mm->chunks[c];
 

@@ -191,7 +191,7 @@ struct pm_mm *pm_mm_find(const struct pm_scanner *scanner, uint64_t number);
 int pm_mm_mark(struct pm_mm *mm, uint64_t start, uint64_t end, uint32_t kind);
 void pm_mm_set_all(struct pm_mm *mm, bool on);
 int pm_mm_exclude(struct pm_mm *mm, uint64_t start, uint64_t end);
-void pm_mm_gone(struct pm_scanner *scanner, struct pm_mm *mm, uint64_t start, uint64_t end);
+void pm_mm_gone(struct pm_scanner *scanner, struct pm_mm *mm, uint64_t start, uint64_t end, uint32_t how);
 int pm_mm_refresh(struct pm_scanner *scanner, struct pm_mm *mm);
 /* The first mapping of a pool that ends after an address; the one that holds it, or NULL. */
 size_t pm_mm_part_at(const struct pm_mm *mm, uint64_t address);

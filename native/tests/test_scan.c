@@ -139,7 +139,8 @@ static void test_zero_pages_need_no_pool(void)
 	client_fill(&c, 3, 9);
 	pass(&scanner, &c, 1);
 	EXPECT(0, 0, 0, 1, 15);
-	pm_mm_gone(&scanner, pm_mm_find(&scanner, 1), c.memory, c.memory + 2 * PM_PAGE_SIZE);
+	pm_mm_gone(&scanner, pm_mm_find(&scanner, 1), c.memory, c.memory + 2 * PM_PAGE_SIZE,
+		   PM_GONE_DISCARDED);
 	CHECK_EQUAL(counter(&scanner, "ksm_zero_pages"), 13);
 	finish(&c, 1);
 }
@@ -169,7 +170,8 @@ static void test_like_regions_are_mapped_whole(void)
 	CHECK(client_sum(&c[0], 5) == client_sum(&c[1], 5));
 	CHECK(client_sum(&c[0], 3) != client_sum(&c[1], 3));
 	client_unmap(&c[1], 0, PAGES / 2);
-	pm_mm_gone(&scanner, pm_mm_find(&scanner, 2), c[1].memory, c[1].memory + PAGES / 2 * PM_PAGE_SIZE);
+	pm_mm_gone(&scanner, pm_mm_find(&scanner, 2), c[1].memory, c[1].memory + PAGES / 2 * PM_PAGE_SIZE,
+		   PM_GONE_UNMAPPED);
 	pass(&scanner, c, 2);
 	CHECK(counter(&scanner, "pages_sharing") < (int64_t)(PAGES - own));
 	CHECK_EQUAL(counter(&scanner, "pages_shared"), PAGES - own);

@@ -38,7 +38,8 @@ class Scanner:
     def mark(self, mm: int, start: int, end: int, kind: int) -> None:
         """Note a PM_MARK_* of the protocol."""
     def set_all(self, mm: int, on: bool) -> None: ...
-    def gone(self, mm: int, start: int, end: int) -> None: ...
+    def gone(self, mm: int, start: int, end: int, discarded: bool = False) -> None:
+        """Hint that memory was unmapped, or only discarded, which leaves its marks."""
     def exclude(self, mm: int, start: int, end: int) -> None: ...
     # scanning
     def set_knob(self, name: str, value: int) -> None:

@@ -215,7 +215,7 @@ class AgentServer:
                 self.set_all(client, bool(item.flags))
         elif kind == wire.Kind.GONE:
             for item in wire.parse_ranges(datagram):
-                scanner.gone(mm, item.start, item.end)
+                scanner.gone(mm, item.start, item.end, bool(item.flags))
             self._ksmd.rouse()
         elif kind == wire.Kind.BYE:
             self._drop_sock(client)
