@@ -1,6 +1,6 @@
 """The C core: per-page work, without the interpreter lock."""
 
-from typing import Any, Final
+from typing import Any, Final, Self, final
 
 PAGE_SIZE: Final[int]
 PROTOCOL_VERSION: Final[int]
@@ -14,6 +14,7 @@ def hash_pages(buffer: object) -> bytes:
 def zero_pages(buffer: object) -> bytes:
     """One byte a page: 1 where the page is all zero."""
 
+@final
 class Scanner:
     """What ksmd knows of one domain: processes, their pages, the index, the pool."""
 
@@ -90,10 +91,11 @@ def check_message(datagram: bytes, to_daemon: bool) -> None:
 def parse_maps(text: bytes) -> list[tuple[int, int, str, int, int, int, str]]:
     """Lines of /proc/PID/maps: (start, end, perms, offset, dev, inode, path)."""
 
+@final
 class Census:
     """What the present anonymous pages of processes hold, by hash; see native/core/census.h."""
 
-    def __init__(self, sample: int = 1, salt: int = 0, threads: int = 0) -> None: ...
+    def __new__(cls, sample: int = 1, salt: int = 0, threads: int = 0) -> Self: ...
     def add_process(self, pid: int, pagemap_fd: int, mem_fd: int = -1, /) -> int:
         """`mem_fd` is /proc/PID/mem: without it, reading unshares what fork left shared."""
     def add_file(self, fd: int, /) -> int: ...
