@@ -17,7 +17,7 @@ author = "the pagemerge authors"
 release = version = pagemerge.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "progress.md"]
 myst_enable_extensions = ["deflist", "fieldlist"]
 myst_heading_anchors = 3
 html_theme = "alabaster"
