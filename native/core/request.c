@@ -19,7 +19,7 @@ enum {
 	GAP_SCARCE = 64,   /* longest gap when mappings are scarce */
 };
 _Static_assert(sizeof(struct pm_run) == sizeof(struct pm_range), "one limit serves both");
-static const uint64_t HOLD_NS = 1000000000; /* longest wait for more pages of the same stretch */
+static const uint64_t HOLD_NS = 5000000000; /* longest wait for more pages of the same stretch */
 
 uint64_t pm_now_ns(void)
 {
@@ -153,7 +153,9 @@ static void build_merges(struct build *build, struct pm_chunk *chunk)
 			continue;
 		}
 		segment = segment_index(build, chunk->link[i]);
-		if (segment == SEGMENTS_MAX || build->n + n > RUNS_MAX || build->pages >= PM_ASK_PAGES) {
+		if (segment == SEGMENTS_MAX) /* a datagram carries only so many descriptors: it is for the next one */
+			continue;
+		if (build->n + n > RUNS_MAX || build->pages >= PM_ASK_PAGES) {
 			build->nsegments = segments; /* every descriptor that is sent is named by a run */
 			build->full = true;
 			break;
