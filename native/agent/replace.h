@@ -4,6 +4,8 @@
 
 #include "agent.h"
 
+#include <time.h>
+
 #define PM_FAILED_MAX ((PM_MESSAGE_MAX - sizeof(struct pm_header) - sizeof(struct pm_result)) / sizeof(struct pm_failed))
 
 /* What a request has led to; its size is that of the largest PM_RESULT. */
@@ -25,6 +27,21 @@ struct pm_request {
 	bool direct; /* pages may be written without a fault, by O_DIRECT reads under way */
 	long vmas; /* mappings of this process */
 };
+
+enum { PM_STOP_USECS = 3000 }; /* for all threads to stop */
+
+static inline uint64_t pm_clock_ns(clockid_t clock)
+{
+	struct timespec now;
+
+	clock_gettime(clock, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+/* Add pages that were left as they were, and why (enum pm_failure). */
+void pm_fail(struct pm_outcome *outcome, uint64_t addr, uint32_t npages, uint32_t why);
+/* Stop the threads, none of them in the middle of a call that changes mappings: 0 or -errno. */
+int pm_stop_threads(unsigned int timeout_usecs);
 
 void pm_merge(const struct pm_request *request, struct pm_outcome *outcome);
 void pm_unmerge(const struct pm_range *ranges, uint32_t count, struct pm_outcome *outcome);

@@ -55,7 +55,7 @@ struct pm_chunk {
 	uint16_t looked; /* pages PM_LOOKED */
 	bool huge;       /* in a transparent huge page, when last looked at */
 	bool plain;      /* no page needs more than its write tracking: as of the last look at all of them */
-	uint32_t touched; /* the slice of scanning in which a page became wanted last */
+	uint32_t touched; /* the slice of scanning in which its pages were matched last */
 	uint32_t *sum;   /* [n] */
 	uint32_t *link;  /* [n] */
 	uint8_t *state;  /* [n]: enum pm_page_state << 5 | visits (smart scan) */

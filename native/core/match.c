@@ -148,13 +148,12 @@ static uint32_t salt(int node)
 
 /* ---- matching ---- */
 
-static void ask(struct pm_chunk *chunk, uint32_t i, uint32_t link, uint32_t slice)
+static void ask(struct pm_chunk *chunk, uint32_t i, uint32_t link)
 {
 	if (!chunk->mm->held_since)
 		chunk->mm->held_since = pm_now_ns();
 	pm_page_unleave(chunk, i);
 	chunk->link[i] = link;
-	chunk->touched = slice;
 	pm_set_state(chunk, i, PM_PENDING);
 }
 
@@ -241,7 +240,10 @@ static struct found find(struct pm_scanner *scanner, struct pm_chunk *chunk, uin
 	return found;
 }
 
-/* A slot for the content of an unshared page: at the page's own position in its chunk's window. */
+/*
+ * A slot for the content of the page that is being looked at: at its own position in its chunk's window.  What is read in one go is then written to the pool
+ * in one go, and a segment is complete as soon as the scan has left it behind, however scattered the twins are.
+ */
 static uint32_t slot_for(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, const struct pm_chunk *other, int node)
 {
 	int on = scanner->knobs.merge_across_nodes || scanner->nodes < 2 ? -1 : node;
@@ -295,7 +297,7 @@ static void match(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i
 	uint32_t slot;
 
 	if (scanner->knobs.use_zero_pages && !chunk->mm->deaf && pm_page_is_zero(page)) {
-		ask(chunk, i, PM_LINK_ZERO, scanner->slice);
+		ask(chunk, i, PM_LINK_ZERO);
 		return;
 	}
 	found = find(scanner, chunk, i, sum, page);
@@ -304,18 +306,18 @@ static void match(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i
 		found.chunk = NULL;
 	}
 	if (found.slot != PM_NO_SLOT && !pm_slot_get(&scanner->pool, found.slot)) {
-		ask(chunk, i, found.slot, scanner->slice);
+		ask(chunk, i, found.slot);
 		return;
 	}
-	slot = found.chunk ? slot_for(scanner, found.chunk, found.i, chunk, node) : PM_NO_SLOT;
+	slot = found.chunk ? slot_for(scanner, chunk, i, found.chunk, node) : PM_NO_SLOT;
 	if (slot != PM_NO_SLOT) {
 		pm_index_remove(&scanner->index, pm_page_number(found.chunk, found.i), sum);
 		pm_pool_fill(&scanner->pool, &scanner->run, slot, sum, page);
 		pm_slot_get(&scanner->pool, slot);
 		pm_slot_get(&scanner->pool, slot);
 		pm_slot_index(scanner, slot);
-		ask(found.chunk, found.i, slot, scanner->slice);
-		ask(chunk, i, slot, scanner->slice);
+		ask(found.chunk, found.i, slot);
+		ask(chunk, i, slot);
 		return;
 	}
 	if (found.same) {
@@ -336,7 +338,8 @@ bool pm_match_known(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t
 	found = find(scanner, chunk, i, chunk->sum[i], NULL);
 	if (found.slot == PM_NO_SLOT || pm_slot_get(&scanner->pool, found.slot))
 		return false;
-	ask(chunk, i, found.slot, scanner->slice);
+	ask(chunk, i, found.slot);
+	chunk->touched = scanner->slice;
 	return true;
 }
 
@@ -396,8 +399,10 @@ void pm_candidates_match(struct pm_scanner *scanner)
 		pm_index_prefetch(&scanner->index, (uint32_t)scanner->hashes[i] + salt(nodes[i]));
 	}
 	for (size_t i = 0; i < n; i++)
-		if (c[i].chunk && proven(scanner, &c[i], scanner->hashes[i], salt(nodes[i]), &sum))
+		if (c[i].chunk && proven(scanner, &c[i], scanner->hashes[i], salt(nodes[i]), &sum)) {
+			c[i].chunk->touched = scanner->slice;
 			match(scanner, c[i].chunk, c[i].i, sum, scanner->buffer + i * PM_PAGE_SIZE, nodes[i]);
+		}
 	scanner->ncandidates = 0;
 	if (pm_pool_flush(&scanner->pool, &scanner->run))
 		scanner->counts.write_errors++;

@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: MIT */
+/* The way back: pages of the pool become anonymous memory again.  And pages that are all zero are dropped. */
+#include "group.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { STOP_MOST_USECS = 200000 };
+
+/* Put an anonymous copy in the place of [start, end), which lies in one mapping. The threads are stopped. */
+static uint32_t put_anonymous(uint64_t start, uint64_t end, int prot, bool keep)
+{
+	size_t length = end - start;
+	void *at = (void *)(uintptr_t)start;
+	char *copy;
+
+	if (!keep)
+		return pm_mmap(at, length, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED ?
+			       PM_FAIL_SYSTEM :
+			       0;
+	copy = pm_mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (copy == MAP_FAILED)
+		return PM_FAIL_SYSTEM;
+	if (!(prot & PROT_READ) && pm_mprotect(at, length, PROT_READ))
+		goto failed;
+	memcpy(copy, at, length);
+	if (prot != (PROT_READ | PROT_WRITE) && pm_mprotect(copy, length, prot))
+		goto failed;
+	if (!pm_move(copy, length, at))
+		return 0;
+failed:
+	pm_mprotect(at, length, prot);
+	pm_munmap(copy, length);
+	return PM_FAIL_SYSTEM;
+}
+
+/* The same, for what must be done and not only may: a thread that is slow to come is given more time. */
+static int stop_threads_surely(void)
+{
+	int error = -ETIMEDOUT;
+
+	for (unsigned int timeout = PM_STOP_USECS; error == -ETIMEDOUT && timeout <= STOP_MOST_USECS; timeout *= 4)
+		error = pm_stop_threads(timeout);
+	return error;
+}
+
+/* Make the pool mappings of [start, end) anonymous again, their content kept or dropped; a stop for every 512 pages. */
+int pm_make_anonymous(uint64_t start, uint64_t end, bool keep, struct pm_outcome *outcome)
+{
+	int result = 0;
+
+	while (start < end) {
+		struct pm_vma vma;
+		uint64_t stop_at, began = pm_clock_ns(CLOCK_MONOTONIC);
+		uint32_t why = PM_FAIL_BARRIER;
+
+		if (pm_vma_find(start, &vma) || vma.start >= end)
+			break;
+		if (!vma.pool) {
+			start = vma.end;
+			continue;
+		}
+		start = vma.start > start ? vma.start : start;
+		stop_at = vma.end < end ? vma.end : end;
+		if (stop_at - start > pm_bytes(PM_GROUP_PAGES))
+			stop_at = start + pm_bytes(PM_GROUP_PAGES);
+		if (stop_threads_surely() == 0) {
+			why = pm_vma_find(start, &vma) || !vma.pool || vma.start > start || vma.end < stop_at ? PM_FAIL_GONE :
+			      pm_freeze_holds_stack(start, stop_at)                                        ? PM_FAIL_STACK :
+								put_anonymous(start, stop_at, vma.prot, keep);
+			pm_freeze_end();
+		}
+		if (outcome) {
+			outcome->result.stopped_ns += pm_clock_ns(CLOCK_MONOTONIC) - began;
+			if (why)
+				pm_fail(outcome, start, (uint32_t)((stop_at - start) >> PM_PAGE_SHIFT), why);
+			else
+				outcome->result.merged += (uint32_t)((stop_at - start) >> PM_PAGE_SHIFT);
+		}
+		if (why)
+			result = -EAGAIN;
+		start = stop_at;
+	}
+	return result;
+}
+
+void pm_unmerge(const struct pm_range *ranges, uint32_t count, struct pm_outcome *outcome)
+{
+	for (uint32_t i = 0; i < count; i++)
+		pm_make_anonymous(ranges[i].start, ranges[i].end, true, outcome);
+	outcome->result.barrier |= PM_BARRIER_FREEZE;
+}
+
+static bool is_zero(const void *page)
+{
+	const uint64_t *words = page;
+	uint64_t any = 0;
+
+	for (size_t i = 0; i < PM_PAGE_SIZE / sizeof(*words); i++)
+		any |= words[i];
+	return any == 0;
+}
+
+/* Drop those pages of a range in one mapping that are all zero. The threads are stopped. */
+static void drop_zero(uint64_t start, uint64_t end, struct pm_outcome *outcome)
+{
+	for (uint64_t addr = start, from; addr < end; addr += PM_PAGE_SIZE) {
+		for (from = addr; addr < end && is_zero((const void *)(uintptr_t)addr);)
+			addr += PM_PAGE_SIZE;
+		if (addr > from) {
+			uint32_t n = (uint32_t)((addr - from) >> PM_PAGE_SHIFT);
+
+			if (pm_madvise((void *)(uintptr_t)from, addr - from, MADV_DONTNEED))
+				pm_fail(outcome, from, n, PM_FAIL_SYSTEM);
+			else
+				outcome->result.merged += n;
+		}
+		if (addr < end)
+			pm_fail(outcome, addr, 1, PM_FAIL_DIFFERS);
+	}
+}
+
+void pm_zero(const struct pm_range *ranges, uint32_t count, struct pm_outcome *outcome)
+{
+	for (uint32_t i = 0; i < count; i++)
+		for (uint64_t start = ranges[i].start, next; start < ranges[i].end; start = next) {
+			uint64_t end = ranges[i].end, began = pm_clock_ns(CLOCK_MONOTONIC);
+			uint32_t why = PM_FAIL_BARRIER;
+			struct pm_vma vma;
+
+			next = end - start > pm_bytes(PM_GROUP_PAGES) ? start + pm_bytes(PM_GROUP_PAGES) : end;
+			if (pm_stop_threads(PM_STOP_USECS) == 0) {
+				why = pm_vma_find(start, &vma) || vma.start > start || !vma.anonymous || vma.shared ||
+						      !(vma.prot & PROT_READ) ?
+					      PM_FAIL_GONE :
+					      0;
+				if (!why && vma.end < next)
+					next = vma.end;
+				if (!why && pm_freeze_holds_stack(start, next))
+					why = PM_FAIL_STACK;
+				if (!why)
+					drop_zero(start, next, outcome);
+				pm_freeze_end();
+			}
+			outcome->result.stopped_ns += pm_clock_ns(CLOCK_MONOTONIC) - began;
+			if (why)
+				pm_fail(outcome, start, (uint32_t)((next - start) >> PM_PAGE_SHIFT), why);
+		}
+	outcome->result.barrier |= PM_BARRIER_FREEZE;
+}
