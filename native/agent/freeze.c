@@ -18,7 +18,7 @@
 #include <time.h>
 #include <ucontext.h>
 
-enum { STOP_SIGNAL = 33, PARKED_MAX = 4096, STACK_BELOW = 16 * 4096, STACK_ABOVE = 4 * 4096 };
+enum { STOP_SIGNAL = 33, PARKED_MAX = 4096, STACK_BELOW = 16 * 4096, STACK_ABOVE = 4 * 4096, RSEQ_BYTES = 256 };
 
 struct kernel_sigaction {
 	void (*handler)(int, siginfo_t *, void *);
@@ -32,9 +32,9 @@ static _Atomic uint64_t arrivals;        /* epoch << 32 | threads that have arri
 static _Atomic uint32_t arrived_futex;
 static struct {
 	_Atomic uint64_t who; /* epoch << 32 | tid: one that comes late from an earlier stop is not taken for a stopped one */
-	_Atomic uint64_t sp;
+	_Atomic uint64_t sp, tp;
 } parked[PARKED_MAX];
-static uint64_t own_sp; /* of the thread that stops the others */
+static uint64_t own_sp, own_tp; /* of the thread that stops the others */
 static int signalled[PARKED_MAX];
 static uint32_t signalled_count;
 static struct kernel_sigaction former;
@@ -110,6 +110,7 @@ static inline __attribute__((always_inline)) bool arrive(uint32_t mine)
 	} while (!atomic_compare_exchange_weak(&arrivals, &seen, seen + 1));
 	slot = (uint32_t)seen;
 	atomic_store(&parked[slot].sp, (uint64_t)__builtin_frame_address(0));
+	atomic_store(&parked[slot].tp, (uint64_t)__builtin_thread_pointer());
 	atomic_store(&parked[slot].who, (uint64_t)mine << 32 | (uint32_t)syscall(SYS_gettid));
 	atomic_fetch_add(&arrived_futex, 1);
 	futex(&arrived_futex, FUTEX_WAKE, 1, NULL);
@@ -278,6 +279,7 @@ int pm_freeze_begin(unsigned int timeout_usecs)
 	number = atomic_load(&epoch) + 1;
 	signalled_count = 0;
 	own_sp = (uint64_t)__builtin_frame_address(0);
+	own_tp = (uint64_t)__builtin_thread_pointer();
 	atomic_store(&arrivals, (uint64_t)number << 32);
 	atomic_store(&epoch, number);
 	for (unsigned int turn = 0;; turn++) {
@@ -311,13 +313,24 @@ static bool is_near(uint64_t sp, uint64_t start, uint64_t end)
 	return start < sp + STACK_ABOVE && end > sp - STACK_BELOW;
 }
 
-/* The stack of a stopped thread, or that of the caller, which goes on being written. */
+/* Where the C library has the kernel note on which CPU a thread runs, from the thread's pointer on; glibc 2.35 and later say it. */
+extern const ptrdiff_t __rseq_offset __attribute__((weak));
+extern const unsigned int __rseq_size __attribute__((weak));
+
+static bool holds_rseq(uint64_t tp, uint64_t start, uint64_t end)
+{
+	if (!&__rseq_offset || !&__rseq_size || !__rseq_size) /* a library of the program's may have its own, in a thread's variables */
+		return start < tp + PM_PAGE_SIZE && end > tp - STACK_BELOW;
+	return start < tp + (uint64_t)__rseq_offset + RSEQ_BYTES && end > tp + (uint64_t)__rseq_offset;
+}
+
+/* What goes on being written: the stack of a stopped thread or of the caller, and what the kernel writes for them. */
 bool pm_freeze_holds_stack(uint64_t start, uint64_t end)
 {
 	uint32_t count = (uint32_t)atomic_load(&arrivals);
 
 	for (uint32_t i = 0; i < count && i < PARKED_MAX; i++)
-		if (is_near(atomic_load(&parked[i].sp), start, end))
+		if (is_near(atomic_load(&parked[i].sp), start, end) || holds_rseq(atomic_load(&parked[i].tp), start, end))
 			return true;
-	return is_near(own_sp, start, end);
+	return is_near(own_sp, start, end) || holds_rseq(own_tp, start, end);
 }

@@ -58,6 +58,27 @@ void pm_group_report(struct pm_outcome *outcome, const struct pm_group *group, b
 }
 
 /* The whole of the group must be private memory of one protection that may be replaced: 0 or enum pm_failure. */
+static bool keep_mapping;
+static struct pm_vma kept; /* end 0: none */
+
+void pm_group_keep_mapping(bool on)
+{
+	keep_mapping = on;
+	kept.end = 0;
+}
+
+static int find_mapping(uint64_t at, struct pm_vma *out)
+{
+	int error = 0;
+
+	if (!keep_mapping)
+		return pm_vma_find(at, out);
+	if (at < kept.start || at >= kept.end)
+		error = pm_vma_find(at, &kept);
+	*out = kept;
+	return error;
+}
+
 uint32_t pm_group_check(struct pm_group *group)
 {
 	const struct pm_run *first = group->runs;
@@ -69,7 +90,7 @@ uint32_t pm_group_check(struct pm_group *group)
 	for (uint64_t at = group->start; at < group->end;) {
 		struct pm_vma vma;
 
-		if (pm_vma_find(at, &vma) || vma.start > at || vma.shared || !(vma.anonymous || vma.pool) ||
+		if (find_mapping(at, &vma) || vma.start > at || vma.shared || !(vma.anonymous || vma.pool) ||
 		    vma.prot & PROT_EXEC || (prot >= 0 && vma.prot != prot))
 			return PM_FAIL_GONE;
 		prot = vma.prot;
@@ -82,13 +103,12 @@ uint32_t pm_group_check(struct pm_group *group)
 	return 0;
 }
 
-/* From now on the kernel notes what is written to the group; false where it can't. */
-bool pm_group_track(int pagemap, const struct pm_group *group)
+bool pm_range_track(int pagemap, uint64_t start, uint64_t end)
 {
 	struct pm_scan_arg arg = {
 		.flags = PM_SCAN_WP_MATCHING_ | PM_SCAN_CHECK_WPASYNC_,
-		.start = group->start,
-		.end = group->end,
+		.start = start,
+		.end = end,
 		.category_mask = PM_IS_WRITTEN,
 	};
 
@@ -127,6 +147,11 @@ static int compare(struct pm_group *group, bool direct)
 	return 0;
 }
 
+const char *pm_group_view(const struct pm_group *group)
+{
+	return views[group->runs->segment] + pm_bytes(group->runs->pgoff);
+}
+
 static uint32_t count_differs(const struct pm_group *group)
 {
 	uint32_t n = 0;
@@ -134,6 +159,26 @@ static uint32_t count_differs(const struct pm_group *group)
 	for (uint32_t i = 0; i < PM_GROUP_PAGES / 64; i++)
 		n += (uint32_t)__builtin_popcountll(group->differs[i]);
 	return n;
+}
+
+bool pm_group_equals(struct pm_group *group, const int *fds)
+{
+	/* Of scattered pages each would cost a fault in the view; copying one costs a third of that. */
+	if (group->npages <= BOUNCE_PAGES / 4) {
+		const struct pm_run *first = group->runs;
+
+		if (pread(fds[first->segment], bounce, pm_bytes(group->npages), (off_t)pm_bytes(first->pgoff)) != (ssize_t)pm_bytes(group->npages))
+			return false;
+		for (uint32_t i = 0; i < group->nruns; i++) {
+			const struct pm_run *run = &group->runs[i];
+
+			if (!(run->flags & PM_RUN_GAP) &&
+			    memcmp((const void *)(uintptr_t)run->addr, bounce + (run->addr - group->start), pm_bytes(run->npages)))
+				return false;
+		}
+		return true;
+	}
+	return !compare(group, true) && !count_differs(group);
 }
 
 /* Copy one page of the group into the mapping aside. */
@@ -356,6 +401,14 @@ int pm_views_map(const struct pm_request *request)
 		if (pm_bytes((uint64_t)request->runs[i].pgoff + request->runs[i].npages) > view_bytes[request->runs[i].segment])
 			return -EINVAL;
 	return 0;
+}
+
+bool pm_views_hold(const struct pm_request *request)
+{
+	for (uint32_t i = 0; i < request->nfds; i++)
+		if (!still_segment(i, request->fds[i]))
+			return false;
+	return true;
 }
 
 void pm_views_unmap(uint32_t n)

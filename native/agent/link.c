@@ -374,7 +374,7 @@ static bool carry_out(size_t length, const int *fds, uint32_t nfds)
 	} else if (header->type == PM_MERGE) {
 		struct pm_request request = {
 			.runs = body, .count = header->count, .fds = fds, .nfds = nfds,
-			.uffd = barriers & PM_BARRIER_UFFD ? pm_uffd_open() : -EPERM, .tracker = -1, .barrier = barriers, .freeze_max_usecs = freeze_max_usecs, .vmas = vmas, .direct = direct,
+			.tracker = -1, .barrier = barriers, .freeze_max_usecs = freeze_max_usecs, .vmas = vmas, .direct = direct,
 		};
 		uint32_t named = 0;
 
@@ -387,8 +387,6 @@ static bool carry_out(size_t length, const int *fds, uint32_t nfds)
 			out->result.error = -EBADF;
 		else
 			pm_merge(&request, out);
-		if (request.uffd >= 0)
-			close(request.uffd);
 	} else if (header->type == PM_UNMERGE) {
 		pm_unmerge(body, header->count, out);
 	} else if (header->type == PM_ZERO) {

@@ -16,16 +16,20 @@
 #include <time.h>
 
 enum {
-	BATCH_GROUPS = 256,
+	BATCH_GROUPS = PM_SCATTER_GROUPS,
 	BATCH_PAGES = 1024,
 	BUSY_PAGES = 32, /* for a program that is at work */
+	SCATTER_PAGES = 64, /* a group of so many or more is not a small one */
+	SCATTER_LEAST = 4,  /* groups; fewer are not worth a stop */
 	VMA_RESERVE = 1000,
+	UFFD_UNTRIED = -4096,
 };
 
 static struct pm_group groups[BATCH_GROUPS];
 static long vmas_left;
 static uint32_t window = PM_GROUP_PAGES;
 static uint64_t prepared_end;
+static int uffd = UFFD_UNTRIED; /* of this request, for the userfaultfd barrier; -errno: none */
 
 void pm_fail(struct pm_outcome *outcome, uint64_t addr, uint32_t npages, uint32_t why)
 {
@@ -71,8 +75,32 @@ static uint32_t choose_barrier(const struct pm_request *request, const struct pm
 	return request->barrier & PM_BARRIER_FREEZE ? PM_BARRIER_FREEZE : 0;
 }
 
+static bool is_small(const struct pm_group *group)
+{
+	return group->npages < SCATTER_PAGES;
+}
+
+/* Replace what is scattered; the groups that are done need nothing more. */
+static void scatter(int pagemap, uint32_t n, const struct pm_request *request, struct pm_outcome *outcome)
+{
+	if (pagemap < 0 || request->direct || !(request->barrier & PM_BARRIER_FREEZE))
+		return;
+	for (uint32_t i = 0, k; i < n; i = k) {
+		for (k = i; k < n && is_small(&groups[k]) && groups[k].end - groups[i].start <= pm_bytes(window); k++)
+			;
+		if (k - i >= SCATTER_LEAST && vmas_left > 2 * (long)(k - i) + 3)
+			pm_scatter(pagemap, &groups[i], k - i, request, outcome);
+		k += k == i;
+	}
+	for (uint32_t i = 0; i < n; i++)
+		if (groups[i].done)
+			vmas_left -= i && groups[i - 1].done && groups[i].start == groups[i - 1].end ? 1 : 2;
+}
+
 static void prepare(int pagemap, struct pm_group *group, const struct pm_request *request)
 {
+	if (group->done)
+		return;
 	if (vmas_left < 3) {
 		group->why = PM_FAIL_VMAS;
 		return;
@@ -90,7 +118,7 @@ static void prepare(int pagemap, struct pm_group *group, const struct pm_request
 	pm_calls_note_merged(group->start, group->end); /* before it is: a call that does not see this is waited for */
 	if (group->barrier != PM_BARRIER_FREEZE)
 		return;
-	group->tracked = !request->direct && pm_group_track(pagemap, group); /* a stopped thread's reads are over */
+	group->tracked = !request->direct && pm_range_track(pagemap, group->start, group->end); /* a stopped thread's reads are over */
 	if (group->tracked)
 		group->why = pm_group_examine(group, request->fds, false);
 }
@@ -111,10 +139,13 @@ static void commit_window(int pagemap, struct pm_group *first, uint32_t n, const
 			  struct pm_outcome *outcome)
 {
 	uint64_t start = first->start, end = first[n - 1].end;
-	int error = pm_gate_close(start, end), fd = request->uffd;
+	int error = pm_gate_close(start, end), fd = -1;
 	bool closed = !error, protected = false;
 
 	if (closed && first->barrier == PM_BARRIER_UFFD) {
+		if (uffd == UFFD_UNTRIED)
+			uffd = pm_uffd_open();
+		fd = uffd;
 		error = fd < 0 ? fd : pm_uffd_protect(fd, start, end, request->tracker);
 		protected = !error;
 	}
@@ -147,9 +178,9 @@ static void commit_unstopped(int pagemap, uint32_t n, const struct pm_request *r
 		struct pm_group *first = &groups[i];
 
 		k = i + 1;
-		if (first->why || first->barrier == PM_BARRIER_FREEZE)
+		if (first->done || first->why || first->barrier == PM_BARRIER_FREEZE)
 			continue;
-		while (k < n && !groups[k].why && groups[k].barrier == first->barrier && groups[k].start >= groups[k - 1].end &&
+		while (k < n && !groups[k].done && !groups[k].why && groups[k].barrier == first->barrier && groups[k].start >= groups[k - 1].end &&
 		       groups[k].end - first->start <= pm_bytes(window) &&
 		       (first->barrier != PM_BARRIER_UFFD || pm_marks_seen(groups[k - 1].end, groups[k].start)))
 			k++;
@@ -178,13 +209,13 @@ static void commit_stopped(int pagemap, uint32_t n, const struct pm_request *req
 	int error;
 
 	for (i = 0; i < n; i++)
-		wanted += !groups[i].why && groups[i].barrier == PM_BARRIER_FREEZE;
+		wanted += !groups[i].done && !groups[i].why && groups[i].barrier == PM_BARRIER_FREEZE;
 	if (!wanted)
 		return;
 	start = pm_clock_ns(CLOCK_MONOTONIC);
 	error = request->barrier & PM_BARRIER_FREEZE ? pm_stop_threads(PM_STOP_USECS) : -EPERM;
 	for (i = 0; i < n; i++) {
-		if (groups[i].why || groups[i].barrier != PM_BARRIER_FREEZE)
+		if (groups[i].done || groups[i].why || groups[i].barrier != PM_BARRIER_FREEZE)
 			continue;
 		if (error) {
 			groups[i].why = PM_FAIL_BARRIER;
@@ -234,16 +265,23 @@ void pm_merge(const struct pm_request *request, struct pm_outcome *outcome)
 		while (at < request->count && n < BATCH_GROUPS && pages < BATCH_PAGES) {
 			at += pm_group_take(request->runs + at, request->count - at, window, &groups[n]);
 			pages += groups[n].npages;
-			prepare(pagemap, &groups[n++], request);
+			n++;
 		}
+		scatter(pagemap, n, request, outcome);
+		for (uint32_t i = 0; i < n; i++)
+			prepare(pagemap, &groups[i], request);
 		commit_unstopped(pagemap, n, request, outcome);
 		commit_stopped(pagemap, n, request, outcome);
 		for (uint32_t i = 0; i < n; i++)
 			finish(&groups[i], outcome);
 	}
+	if (uffd >= 0) /* which goes through all mappings, so that it is not opened without need */
+		close(uffd);
+	uffd = UFFD_UNTRIED;
 	pm_vma_end();
 	pm_vma_note(most - vmas_left);
 	pm_views_unmap(request->nfds);
+	pm_scatter_end();
 	if (pagemap >= 0)
 		close(pagemap);
 }

@@ -20,7 +20,6 @@ struct pm_request {
 	uint32_t count;
 	const int *fds; /* of the segments */
 	uint32_t nfds;
-	int uffd;	   /* of this request, for the userfaultfd barrier; -errno: none */
 	int tracker;	   /* the daemon's write-tracking userfaultfd, -1: none */
 	uint32_t barrier;  /* enum pm_barrier: the ones that may be used */
 	uint32_t freeze_max_usecs;

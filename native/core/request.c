@@ -16,6 +16,8 @@ enum {
 	RANGES_MAX = (PM_MESSAGE_MAX - sizeof(struct pm_header)) / sizeof(struct pm_range),
 	SEGMENTS_MAX = PM_FDS_MAX - 1, /* one descriptor is the write tracker's */
 	QUIET_SLICES = 2,  /* a chunk in which nothing has become wanted for so long is asked for */
+	SMALL_PIECE = 64,  /* pages */
+	SAME_PIECE = 16,   /* a step of fewer slots is a gap, not another piece */
 	GAP_SCARCE = 64,   /* longest gap when mappings are scarce */
 };
 _Static_assert(sizeof(struct pm_run) == sizeof(struct pm_range), "one limit serves both");
@@ -199,6 +201,30 @@ static void build_ranges(struct build *build, struct pm_chunk *chunk, enum pm_me
 	}
 }
 
+/* What is wanted of a chunk is in small pieces: its twins lie elsewhere in another order, and more of them will be found in time. */
+static bool is_scattered(const struct pm_chunk *chunk)
+{
+	uint32_t pages = 0, pieces = 0, next = PM_NO_SLOT;
+
+	for (uint32_t i = 0; i < chunk->n; i++) {
+		if (pm_page_state(chunk, i) != PM_PENDING)
+			continue;
+		pages++;
+		pieces += next == PM_NO_SLOT || chunk->link[i] - next >= SAME_PIECE;
+		next = chunk->link[i] + 1;
+	}
+	return pieces * SMALL_PIECE > pages;
+}
+
+/*
+ * While scanning goes on, chunks are left alone in which pages become wanted: the more are asked for at once, the fewer mappings, stops and
+ * looks at page tables they take.
+ */
+static bool is_held(const struct build *build, const struct pm_chunk *chunk)
+{
+	return build->hold && (build->scanner->slice - chunk->touched < QUIET_SLICES || is_scattered(chunk));
+}
+
 /* Go over the chunks in which something is wanted, from where the last request ended. */
 static void collect(struct build *build, enum pm_message_type type)
 {
@@ -208,8 +234,7 @@ static void collect(struct build *build, enum pm_message_type type)
 	for (size_t seen = 0; seen < mm->nchunks && !build->full && mm->wanted; seen++) {
 		struct pm_chunk *chunk = mm->chunks[at];
 
-		if (chunk->wanted &&
-		    (!build->hold || build->scanner->slice - chunk->touched >= QUIET_SLICES)) {
+		if (chunk->wanted && !is_held(build, chunk)) {
 			if (type == PM_MERGE)
 				build_merges(build, chunk);
 			else
