@@ -148,7 +148,7 @@ def main() -> int:
 
     file_digest = MiniLM(find_model()).digest()
     with run_daemon() as daemon, contextlib.ExitStack() as stack:
-        ksm = stack.enter_context(pagemerge.connect())
+        ksm = stack.enter_context(pagemerge.connect("engine"))
         workers: list[Worker] = []
         show.say(f"Starting {count} workers; each loads the model all-MiniLM-L6-v2 for itself.")
         for number in range(1, count + 1):

@@ -15,16 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pagemerge.engine.client import EngineKsm
-    from pagemerge.engine.requests import (
-        MADV_MERGEABLE,
-        MADV_UNMERGEABLE,
-        Sealed,
-        disable,
-        enable,
-        is_enabled,
-        madvise,
-        sealed,
-    )
     from pagemerge.errors import (
         CommandError,
         EngineError,
@@ -37,6 +27,16 @@ if TYPE_CHECKING:
         RejectedError,
     )
     from pagemerge.ksm import Event, Knobs, Ksm, LostEvents, Process, Region
+    from pagemerge.requests import (
+        MADV_MERGEABLE,
+        MADV_UNMERGEABLE,
+        Sealed,
+        disable,
+        enable,
+        is_enabled,
+        madvise,
+        sealed,
+    )
 
 __version__ = "0.1.0"
 
@@ -53,7 +53,7 @@ _HOMES = {
             "madvise",
             "sealed",
         ),
-        "pagemerge.engine.requests",
+        "pagemerge.requests",
     ),
     **dict.fromkeys(
         (
@@ -103,33 +103,40 @@ __all__ = [
 
 
 @overload
-def connect(ksm: Literal["engine"] = "engine", *, runtime_dir: Path | None = None) -> EngineKsm: ...
+def connect(ksm: Literal["engine"], *, runtime_dir: Path | None = None) -> EngineKsm: ...
 
 
 @overload
-def connect(ksm: Literal["kernel"]) -> Ksm: ...
+def connect(ksm: None = None, *, runtime_dir: Path) -> EngineKsm: ...
 
 
-def connect(ksm: Literal["engine", "kernel"] = "engine", *, runtime_dir: Path | None = None) -> Ksm:
+@overload
+def connect(ksm: Literal["kernel"] | None = None) -> Ksm: ...
+
+
+def connect(
+    ksm: Literal["engine", "kernel"] | None = None, *, runtime_dir: Path | None = None
+) -> Ksm:
     """Connect to an implementation of samepage merging.
 
     Args:
         ksm: "engine": this user's daemon, started by `pagemerge daemon`; "kernel": Linux's KSM
-            (/sys/kernel/mm/ksm).
-        runtime_dir: the folder of the engine's sockets; None: the user's own.
+            (/sys/kernel/mm/ksm); None: the kernel's where it can be used, otherwise the engine
+            (docs/reference/choice.md).
+        runtime_dir: the folder of the engine's sockets, which means the engine; None: the user's
+            own.
 
     Raises:
+        CommandError: there is no such implementation.
         EngineError: no daemon is running there.
         NotSupportedError: this kernel has no KSM.
     """
-    if ksm == "kernel":
-        found: Ksm = import_module("pagemerge.kernel").KernelKsm()
-        return found
-    from pagemerge.engine.client import EngineKsm
+    from pagemerge.choice import open_ksm
 
-    engine = EngineKsm(runtime_dir)
-    engine.status()
-    return engine
+    named = ksm or ("engine" if runtime_dir else None)
+    found = open_ksm(named, looks=True, runtime_dir=runtime_dir)
+    found.knobs.read()  # a daemon that is not there is told now
+    return found
 
 
 def __getattr__(name: str) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import Path
 from typing import assert_type
 
 import pagemerge
@@ -13,7 +14,8 @@ def test_the_package_says_that_it_is_typed() -> None:
 
 
 def check_connecting() -> None:
-    assert_type(pagemerge.connect(), pagemerge.EngineKsm)
+    assert_type(pagemerge.connect(), pagemerge.Ksm)
+    assert_type(pagemerge.connect(runtime_dir=Path("/tmp/x")), pagemerge.EngineKsm)
     assert_type(pagemerge.connect("engine"), pagemerge.EngineKsm)
     assert_type(pagemerge.connect("kernel"), pagemerge.Ksm)
     pagemerge.connect("windows")  # type: ignore[call-overload]
@@ -40,7 +42,10 @@ def check_writing(ksm: pagemerge.Ksm) -> None:
 def check_own_memory(buffer: bytearray) -> None:
     assert_type(pagemerge.madvise(buffer), int)
     assert_type(pagemerge.madvise(buffer, pagemerge.MADV_UNMERGEABLE), int)
+    assert_type(pagemerge.madvise(buffer, ksm="kernel"), int)
     assert_type(pagemerge.is_enabled(), bool)
+    assert_type(pagemerge.is_enabled(ksm="engine"), bool)
+    pagemerge.enable(ksm="windows")  # type: ignore[arg-type]
     with pagemerge.sealed(buffer) as handle:
         assert_type(handle, pagemerge.Sealed)
         assert_type(handle.length, int)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
-from typing import Final
 
+from pagemerge import choice
+from pagemerge.choice import IMPLEMENTATIONS
 from pagemerge.errors import CommandError
 from pagemerge.ksm import Ksm, parse_assignment
 
 __all__ = ["add_json_option", "add_ksm_option", "open_ksm", "parse_assignments"]
-
-IMPLEMENTATIONS: Final = ("engine", "kernel")
 
 
 def add_ksm_option(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +18,7 @@ def add_ksm_option(parser: argparse.ArgumentParser) -> None:
         "--ksm",
         choices=IMPLEMENTATIONS,
         help="which implementation: this project's engine, or the kernel's KSM "
-        "(default: the engine while its daemon is running, else the kernel)",
+        "(default: the kernel's where it can be used, otherwise the engine)",
     )
 
 
@@ -32,29 +29,18 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_ksm(args: argparse.Namespace) -> Ksm:
-    """Open the implementation that `--ksm` names, or the one in use.
+def open_ksm(args: argparse.Namespace, *, looks: bool = True) -> Ksm:
+    """Open the implementation that `--ksm` names, or the usual one; see `pagemerge.choice`.
+
+    Args:
+        args: with `ksm`.
+        looks: nothing will be asked of it but to show itself.
 
     Raises:
-        EngineError: the engine was asked for, and its runtime folder is not private.
+        EngineError: the engine is meant, and its runtime folder is not private.
         NotSupportedError: the kernel's was asked for, and this kernel has none.
     """
-    from pagemerge.engine import paths
-    from pagemerge.engine.client import EngineKsm, daemon_answers
-
-    wants_kernel = args.ksm == "kernel"
-    if args.ksm == "engine" or not (wants_kernel or _has_kernel()):
-        return EngineKsm()
-    if not wants_kernel and daemon_answers(paths.runtime_dir()):
-        return EngineKsm()
-    if not _has_kernel():
-        raise CommandError("this version of pagemerge drives its own engine only")
-    ksm: Ksm = importlib.import_module("pagemerge.kernel").KernelKsm()
-    return ksm
-
-
-def _has_kernel() -> bool:
-    return importlib.util.find_spec("pagemerge.kernel") is not None
+    return choice.open_ksm(args.ksm, looks=looks)
 
 
 def parse_assignments(texts: list[str]) -> dict[str, str]:

@@ -1,24 +1,36 @@
 """Run an unmodified command with its children, and say at its end what merging saved.
 
 What the program marks with madvise(MADV_MERGEABLE) or prctl(PR_SET_MEMORY_MERGE) is merged; with
---all, all its memory. The engine's daemon is used when it is running; otherwise one is started
-for this command alone. The exit status is the command's.
+--all, all its memory. The exit status is the command's.
 
-Pss is read from /proc/PID/smaps_rollup of all its processes. 'before' is the highest sum until
-most was saved, 'after' the sum at that moment with the daemon's own, so that the pages that are
-kept count once.
+By the engine: its daemon is used when it is running; otherwise one is started for this command
+alone. The engine is the default, unless the kernel's KSM is at work (run=1) on this machine.
+
+By the kernel's KSM: prctl(PR_SET_MEMORY_MERGE) is set between fork and exec, and is inherited
+(Linux 6.7). '--ksm kernel' implies --all; --no-all leaves it to the program. Its knobs are the
+whole machine's: none is written but by --start, which sets run=1 and puts back what was there.
+
+Pss is read from /proc/PID/smaps or smaps_rollup of all its processes. 'before' is what they would
+take at the moment when most was saved if no page were shared by merging, 'after' what they took.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from pagemerge import choice
 from pagemerge.commands.options import parse_assignments
 from pagemerge.errors import CommandError
+
+if TYPE_CHECKING:
+    from pagemerge.kernel.ksm import KernelKsm
 
 NAME = "run"
 HELP = "run a command with its memory merged"
@@ -27,25 +39,24 @@ HELP = "run a command with its memory merged"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.usage = (
-        "pagemerge run [-h] [--ksm engine] [--all] [--report FILE] [--domain NAME] "
-        "[--set NAME=VALUE] [--quiet] -- CMD ..."
+        "pagemerge run [-h] [--ksm engine|kernel] [--all] [--report FILE] [--domain NAME] "
+        "[--set NAME=VALUE] [--start] [--quiet] -- CMD ..."
     )
     parser.add_argument(
         "--ksm",
-        choices=("engine",),
-        default="engine",
-        help="which implementation (default: engine)",
+        choices=choice.IMPLEMENTATIONS,
+        help="which implementation (default: the kernel's while it is at work, else the engine)",
     )
     parser.add_argument(
         "--all",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         help="merge all memory, as if each process had called prctl(PR_SET_MEMORY_MERGE)",
     )
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="write what was saved there, as JSON"
     )
     parser.add_argument(
-        "--domain", default="", metavar="NAME", help="share pages only within this domain"
+        "--domain", metavar="NAME", help="share pages only within this domain (engine)"
     )
     parser.add_argument(
         "--set",
@@ -53,7 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=VALUE",
         help="a knob for the command's own daemon; may be repeated "
-        "(default: pages_to_scan=25000 sleep_millisecs=20)",
+        "(engine; default: pages_to_scan=25000 sleep_millisecs=20)",
+    )
+    parser.add_argument(
+        "--start",
+        action="store_true",
+        help="switch the kernel's KSM on while the command runs (run=1; root), then back",
     )
     parser.add_argument(
         "--quiet", action="store_true", help="print nothing at the end; --report still writes"
@@ -63,22 +79,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it; returns its exit status."""
-    from pagemerge.engine.launch import agent_environment, open_session
-    from pagemerge.engine.savings import Savings
-    from pagemerge.engine.supervising import run_command
-
     argv = args.cmd[1:] if args.cmd[:1] == ["--"] else args.cmd
     if not argv:
         raise CommandError("no command to run", hint="pagemerge run [OPTION ...] -- CMD [ARG ...]")
-    with open_session(parse_assignments(args.set)) as session:
-        environment = agent_environment(
-            session.runtime, everything=args.all, domain=args.domain, base=os.environ
-        )
-        savings = Savings(session, everything=args.all)
-        savings.begin()
-        status = run_command(argv, environment, savings.look)
-        savings.finish()
-    report = savings.report(argv, status)
+    values = parse_assignments(args.set)
+    if _choose(args) == "kernel":
+        status, report = _run_by_kernel(args, argv)
+    else:
+        status, report = _run_by_engine(args, argv, values)
     if args.report:
         _write_report(args.report, report)
     if not args.quiet:
@@ -86,6 +94,95 @@ def run(args: argparse.Namespace) -> int:
 
         print_savings(report, sys.stderr)
     return status
+
+
+def _choose(args: argparse.Namespace) -> choice.Implementation:
+    """Find who is meant; options that only one of them has name it.
+
+    Raises:
+        CommandError: they contradict each other.
+    """
+    named: str | None = args.ksm
+    engines = [option for option in ("domain", "set") if getattr(args, option)]
+    if args.start:
+        if named == "engine":
+            raise CommandError("--start is for the kernel's KSM", hint="the engine is started")
+        named = "kernel"
+    if engines:
+        if named == "kernel":
+            raise CommandError(
+                f"--{engines[0]} is for the engine",
+                hint="the kernel's knobs are the whole machine's: 'pagemerge set --ksm kernel'"
+                if engines[0] == "set"
+                else "the kernel's KSM knows no domains",
+            )
+        named = "engine"
+    return choice.choose(named, starts_engine=True)
+
+
+def _run_by_engine(
+    args: argparse.Namespace, argv: list[str], values: dict[str, str]
+) -> tuple[int, dict[str, Any]]:
+    from pagemerge.engine.launch import agent_environment, open_session
+    from pagemerge.engine.savings import Savings
+    from pagemerge.engine.supervising import run_command
+
+    everything = bool(args.all)
+    with open_session(values) as session:
+        environment = agent_environment(
+            session.runtime, everything=everything, domain=args.domain or "", base=os.environ
+        )
+        savings = Savings(session, everything=everything)
+        savings.begin()
+        status = run_command(argv, environment, savings.look)
+        savings.finish()
+    return status, savings.report(argv, status)
+
+
+def _run_by_kernel(args: argparse.Namespace, argv: list[str]) -> tuple[int, dict[str, Any]]:
+    from pagemerge.engine.supervising import run_command
+    from pagemerge.kernel import own
+    from pagemerge.kernel.ksm import KernelKsm
+    from pagemerge.kernel.savings import KernelSavings
+
+    # the engine's default is kept where the kernel's KSM was not asked for by name
+    everything = (args.ksm == "kernel" or args.start) if args.all is None else args.all
+    ksm = KernelKsm()
+    if everything:
+        own.is_enabled()  # refused here rather than in the child
+
+    def merge_all() -> None:
+        code = own.call_prctl(1)
+        if code:
+            raise OSError(code, "prctl(PR_SET_MEMORY_MERGE)")
+
+    with _started(ksm) if args.start else contextlib.nullcontext():
+        if ksm.knobs["run"] != 1 and not args.quiet:
+            sys.stderr.write(
+                f"pagemerge: nothing will be merged: the kernel's KSM is off "
+                f"(run is {ksm.knobs['run']})\n"
+                "hint: 'pagemerge set --ksm kernel run=1' as root, or 'pagemerge run --start'\n"
+            )
+        savings = KernelSavings(ksm, everything=everything)
+        savings.begin()
+        status = run_command(argv, os.environ, savings.look, merge_all if everything else None)
+        savings.finish()
+    return status, savings.report(argv, status)
+
+
+@contextlib.contextmanager
+def _started(ksm: KernelKsm) -> Iterator[None]:
+    """Set run=1, and put back what was there."""
+    found = ksm.knobs["run"]
+    if found == 1 or found is None:
+        yield
+        return
+    ksm.knobs.set(run=1)
+    try:
+        yield
+    finally:
+        if ksm.knobs["run"] == 1:  # else somebody has decided otherwise meanwhile
+            ksm.knobs.set(run=found)
 
 
 def _write_report(path: Path, report: dict[str, object]) -> None:

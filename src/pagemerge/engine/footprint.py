@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from pagemerge.engine.buffers import POOL_NAME
+from pagemerge.engine.paths import POOL_NAME
 from pagemerge.memory import PROC, Smap, read_smaps
 
 __all__ = [

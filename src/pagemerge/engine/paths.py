@@ -20,6 +20,7 @@ __all__ = [
     "CONTROL_SOCKET",
     "LOCK_FILE",
     "LOG_FILE",
+    "POOL_NAME",
     "RUNTIME_DIR_VARIABLE",
     "agent_library",
     "check_runtime_dir",
@@ -31,6 +32,7 @@ AGENT_SOCKET: Final = "agent.sock"
 CONTROL_SOCKET: Final = "control.sock"
 LOCK_FILE: Final = "daemon.lock"
 LOG_FILE: Final = "daemon.log"
+POOL_NAME: Final = "/memfd:pagemerge"  # how a mapping of the pool shows in /proc/PID/maps
 
 _SOCKET_PATH_MAX = 107  # bytes; sockaddr_un.sun_path less its NUL
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final
 
-from pagemerge.errors import CommandError
+from pagemerge.errors import CommandError, KernelError
 
 __all__ = ["run_command"]
 
@@ -37,6 +37,7 @@ def run_command(
     argv: Sequence[str],
     environment: Mapping[str, str],
     look: Callable[[int], float],
+    before_exec: Callable[[], None] | None = None,
 ) -> int:
     """Run a command to its end, in this terminal and process group.
 
@@ -47,18 +48,21 @@ def run_command(
         argv: the command and its arguments; it is looked up in PATH.
         environment: its environment.
         look: called with its pid now and then; returns the seconds until it wants to be again.
+        before_exec: called in the child between fork and exec; what it raises keeps the command
+            from starting.
 
     Returns:
         Its exit status; 128 + N when signal N ended it.
 
     Raises:
         CommandError: it can't be started; the exit status is a shell's, 127 or 126.
+        KernelError: `before_exec` has failed.
     """
     waited: Signals = _FORWARDED | {signal.SIGCHLD}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited SIG_IGN would lose the exit status
     before = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
     try:
-        process = _start(argv, environment, before)
+        process = _start(argv, environment, before, before_exec)
         return _attend(process, waited, look)
     finally:
         while signal.sigtimedwait(waited, 0):
@@ -67,16 +71,26 @@ def run_command(
 
 
 def _start(
-    argv: Sequence[str], environment: Mapping[str, str], mask: Signals
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    mask: Signals,
+    before_exec: Callable[[], None] | None,
 ) -> subprocess.Popen[bytes]:
+    def prepare() -> None:
+        if before_exec is not None:
+            before_exec()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
     try:
         return subprocess.Popen(
             argv,
             env=environment,
             close_fds=False,  # what was handed to us, such as make's jobs, is for the command
             # not posix_spawn: glibc's leaves two real-time signals ignored in the command
-            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask),
+            preexec_fn=prepare,
         )
+    except subprocess.SubprocessError as error:
+        raise KernelError(f"{argv[0]} could not be prepared in the child: {error}") from error
     except OSError as error:
         failure = CommandError(f"{argv[0]}: {error.strerror}")
         missing = isinstance(error, FileNotFoundError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from pagemerge.errors import (
     NotPermittedError,
@@ -19,7 +20,16 @@ from pagemerge.memory import (
     read_smaps,
 )
 
-__all__ = ["obstacle_of", "parse_ksm_stat", "read_process", "read_processes", "read_regions"]
+__all__ = [
+    "RMAP_ITEM_BYTES",
+    "obstacle_of",
+    "parse_ksm_stat",
+    "read_process",
+    "read_processes",
+    "read_regions",
+]
+
+RMAP_ITEM_BYTES: Final = 64  # sizeof(struct ksm_rmap_item) on 64-bit machines
 
 # VmFlags that vma_ksm_compatible() refuses (mm/ksm.c), in the order in which they are told.
 _OBSTACLES = (

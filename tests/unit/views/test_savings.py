@@ -9,6 +9,7 @@ from pagemerge.views.savings import print_savings
 
 MIB = 2**20
 REPORT: dict[str, Any] = {
+    "ksm": "engine",
     "pages_shared": 1024,
     "pages_sharing": 3072,
     "ksm_zero_pages": 0,
@@ -33,7 +34,7 @@ def printed(**changes: Any) -> str:
 
 
 def test_the_first_line_is_what_was_saved() -> None:
-    assert printed().splitlines()[0] == "pagemerge: saved 11.9 MiB"
+    assert printed().splitlines()[0] == "pagemerge: saved 11.9 MiB, by the engine"
 
 
 def test_loss_is_said_as_plainly() -> None:
@@ -61,3 +62,12 @@ def test_a_command_too_short_to_be_seen_is_said_to_be() -> None:
         "pagemerge: nothing was seen of the command",
         "note: it ended before it could be looked at",
     ]
+
+
+def test_the_kernels_report_is_in_the_kernels_words() -> None:
+    stat = {"ksm_merging_pages": 4096, "ksm_zero_pages": 3, "ksm_rmap_items": 5000}
+    text = printed(ksm="kernel", ksm_stat=stat, passes=12)
+    assert text.startswith("pagemerge: saved 11.9 MiB, by the kernel's KSM\n")
+    assert "4,096 (16.0 MiB)" in text
+    assert "75.0 % of it" in text
+    assert "ksmd, for the whole machine, 12 passes; the command's own 2.00 s" in text

@@ -8,13 +8,14 @@ import os
 from types import TracebackType
 from typing import Final, Self
 
-from pagemerge.errors import RejectedError
-from pagemerge.memory import Vma, read_maps
+from pagemerge.errors import CommandError, RejectedError
+from pagemerge.memory.maps import Vma, read_maps
 from pagemerge.units import PAGE_SIZE, render_bytes
 
-__all__ = ["HeldBuffer", "check_mergeable"]
+__all__ = ["MADV_MERGEABLE", "MADV_UNMERGEABLE", "HeldBuffer", "check_advice", "check_mergeable"]
 
-POOL_NAME: Final = "/memfd:pagemerge"  # how a mapping of the pool shows in /proc/PID/maps
+MADV_MERGEABLE: Final = 12
+MADV_UNMERGEABLE: Final = 13
 
 _PYBUF_ANY_CONTIGUOUS: Final = 0x98  # C or Fortran order; read-only is all right
 _HUGETLB_NAMES: Final = ("/anon_hugepage", "/dev/hugepages", "/memfd:hugetlb")
@@ -99,17 +100,36 @@ class HeldBuffer:
         self.release()
 
 
-def check_mergeable(address: int, length: int) -> None:
+def check_advice(advice: int) -> None:
+    """Make sure that there is such an advice.
+
+    Raises:
+        CommandError: there is none.
+    """
+    if advice not in (MADV_MERGEABLE, MADV_UNMERGEABLE):
+        raise CommandError(
+            f"there is no advice {advice!r}", hint="MADV_MERGEABLE or MADV_UNMERGEABLE"
+        )
+
+
+def check_mergeable(address: int, length: int, pool_name: str | None = None) -> None:
     """Make sure that there is something that can be merged in a range of this process.
 
     madvise(2) returns 0 where it can do nothing; here the reason is said.
+
+    Args:
+        address: the first byte.
+        length: bytes.
+        pool_name: how the name of a mapping begins that is merged already.
 
     Raises:
         RejectedError: none of the mappings in it can be merged.
     """
     end = address + length
     inside = [vma for vma in read_maps(os.getpid()) if vma.start < end and address < vma.end]
-    obstacles = [_obstacle(vma) for vma in inside]
+    obstacles = [
+        None if pool_name and vma.path.startswith(pool_name) else _obstacle(vma) for vma in inside
+    ]
     if all(obstacles):
         why, hint = obstacles[0] or ("it is not mapped", None)
         raise RejectedError(f"this memory can't be merged: {why}", hint=hint, errno=errno.EINVAL)
@@ -117,8 +137,6 @@ def check_mergeable(address: int, length: int) -> None:
 
 def _obstacle(vma: Vma) -> tuple[str, str | None] | None:
     """Say why a mapping can't be merged, and the way out; None where it can."""
-    if vma.path.startswith(POOL_NAME):
-        return None
     if vma.path.startswith(_HUGETLB_NAMES):
         return "it is in pages of hugetlbfs", "use ordinary memory; transparent huge pages are fine"
     if not vma.is_private:
