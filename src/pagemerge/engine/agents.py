@@ -59,7 +59,13 @@ class AgentServer:
         return max(found, key=lambda client: client.mm, default=None)
 
     def tend(self, now: float) -> None:
-        """Give up waiting for agents that do not answer; the pass goes on without them."""
+        """Give up waiting for agents that do not answer; the pass goes on without them.
+
+        A process that has replaced itself by another program is forgotten: its pidfd says nothing,
+        and the new program's agent comes only when that program asks for merging.
+        """
+        for client in self._ksmd.take_left():
+            self._forget(client)
         for client in self.clients.values():
             if not client.silent and client.overdue(now):
                 client.silent = True

@@ -25,6 +25,7 @@ from pagemerge.engine.scanning import Ksmd
 from pagemerge.engine.settings import SCANNER_KNOBS, Settings
 from pagemerge.engine.wire import Barrier
 from pagemerge.errors import CommandError, EngineError, PagemergeError
+from pagemerge.ksm import COUNTERS
 
 __all__ = ["Daemon", "main"]
 
@@ -155,7 +156,7 @@ class Daemon:
 
     def counters(self) -> dict[str, int]:
         """Sum the counters over the domains."""
-        total: dict[str, int] = {"pages_shared": 0, "pages_sharing": 0}
+        total = {counter.name: 0 for counter in COUNTERS}  # also before there is a domain
         for scanner in self.scanners.values():
             for name, value in scanner.counters().items():
                 total[name] = total.get(name, 0) + value

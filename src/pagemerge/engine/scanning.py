@@ -54,6 +54,7 @@ class Ksmd:
         self._pass_started = 0.0
         self._worked_before = 0
         self._advisor: ScanTimeAdvisor | None = None
+        self._left: list[Client] = []
 
     # what the daemon tells it
 
@@ -99,6 +100,11 @@ class Ksmd:
         self._current = None
         self._todo.clear()
         self.full_scans = 0
+
+    def take_left(self) -> list[Client]:
+        """Give the processes whose memory has gone since the last call: by an exec, or an exit."""
+        left, self._left = self._left, []
+        return left
 
     @property
     def registered(self) -> list[Client]:
@@ -165,7 +171,8 @@ class Ksmd:
             try:
                 mergeable = client.scanner.begin_mm(client.mm)
             except ProcessLookupError:
-                continue  # its pidfd tells the daemon
+                self._left.append(client)
+                continue
             if mergeable:
                 self._current = client
                 return True

@@ -1,0 +1,68 @@
+"""Every test of this folder runs against both implementations; results can be recorded.
+
+With PAGEMERGE_CONFORMANCE_RESULTS=FILE the outcomes are written to that file as JSON, beside what
+is there of other implementations and kernels: docs/reference/conformance.json holds those that the
+documentation shows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.conformance.record import Recorder
+from tests.support.conformance.worlds import World, engine_world, kernel_world
+from tests.support.engine import run_engine_daemon
+from tests.support.environment import lacking
+from tests.support.kernel_ksm import why_no_kernel_ksm
+
+_recorder = Recorder()
+
+
+@pytest.fixture
+def kernel() -> Iterator[World]:
+    """The kernel's KSM, single-stepped."""
+    why = why_no_kernel_ksm()
+    if why:
+        lacking(why)
+    with kernel_world() as world:
+        yield world
+
+
+@pytest.fixture
+def engine() -> Iterator[World]:
+    """A daemon of the test's own, single-stepped."""
+    with run_engine_daemon(run=0) as daemon, engine_world(daemon) as world:
+        yield world
+
+
+@pytest.fixture(params=[pytest.param("kernel", marks=pytest.mark.ksm), "engine"])
+def world(request: pytest.FixtureRequest) -> World:
+    """Each implementation in turn."""
+    found: World = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, None]:
+    """Note each outcome."""
+    report = (yield).get_result()
+    marks = [name for mark in item.iter_markers("case") for name in mark.args]
+    if marks and (call.when == "call" or report.outcome != "passed"):
+        arguments = getattr(item, "funcargs", {})
+        found = [arguments.get(name) for name in ("world", "kernel", "engine")]
+        world = next((value for value in found if isinstance(value, World)), None)
+        if world is not None:
+            _recorder.note(marks, world, report)
+
+
+def pytest_sessionfinish() -> None:
+    """Write what was asked for."""
+    target = os.environ.get("PAGEMERGE_CONFORMANCE_RESULTS")
+    if target:
+        _recorder.write(Path(target))
