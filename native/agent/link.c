@@ -228,15 +228,15 @@ static bool find_refusal(char *refusal, const int *skip, uint32_t nskip, long *v
 	return refusal[0] != 0;
 }
 
-/* The barriers that this process can use; PAGEMERGE_BARRIER leaves one of them (and sealed, which needs no leave). */
+/* The barriers that this process can use; PAGEMERGE_BARRIER leaves those that it names (and sealed, which needs no leave). */
 static uint32_t find_barriers(void)
 {
 	const char *only = getenv("PAGEMERGE_BARRIER");
 	uint32_t found = PM_BARRIER_SEALED;
 
-	if ((!only || strcmp(only, "uffd") == 0) && pm_uffd_possible())
+	if ((!only || strstr(only, "uffd")) && pm_uffd_possible())
 		found |= PM_BARRIER_UFFD;
-	if (!only || strcmp(only, "freeze") == 0)
+	if (!only || strstr(only, "freeze"))
 		found |= PM_BARRIER_FREEZE;
 	return found;
 }

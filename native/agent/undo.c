@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { STOP_MOST_USECS = 200000 };
+enum { STOP_MOST_USECS = 1000000 };
 
 /* Put an anonymous copy in the place of [start, end), which lies in one mapping. The threads are stopped. */
 static uint32_t put_anonymous(uint64_t start, uint64_t end, int prot, bool keep)
@@ -40,7 +40,7 @@ static int stop_threads_surely(void)
 {
 	int error = -ETIMEDOUT;
 
-	for (unsigned int timeout = PM_STOP_USECS; error == -ETIMEDOUT && timeout <= STOP_MOST_USECS; timeout *= 4)
+	for (unsigned int timeout = PM_STOP_USECS; (error == -ETIMEDOUT || error == -EBUSY) && timeout <= STOP_MOST_USECS; timeout *= 4)
 		error = pm_stop_threads(timeout);
 	return error;
 }

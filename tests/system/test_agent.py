@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from pagemerge.engine import wire
+from pagemerge.memory import read_smaps
 from tests.support.processes import Child, read_smaps_rollup
 from tests.support.victims import agent_env, holder
 
@@ -39,6 +40,12 @@ class Peer:
         self.hello = wire.parse_hello(datagram)
         self.fds = fds
         sock.send(wire.render_welcome(os.getpid()))
+
+    def track(self, start: int, end: int) -> None:
+        """Have the kernel note which of these pages are written, as the daemon does."""
+        register, write_protect_mode = 0xC020AA00, 2  # UFFDIO_REGISTER, _MODE_WP
+        request = struct.pack("=QQQQ", start, end - start, write_protect_mode, 0)
+        fcntl.ioctl(self.fds[-1], register, request)
 
     def close(self) -> None:
         self.sock.close()
@@ -99,6 +106,48 @@ def client(listener: socket.socket, folder: Path, **env: str) -> Iterator[tuple[
 
 
 CONTENT = random.Random("seed").randbytes(N * PAGE)
+
+
+@pytest.mark.parametrize("barrier", ["uffd,freeze", "freeze"])
+def test_scattered_pages_are_replaced_within_one_stop(
+    listener: socket.socket, tmp_path: Path, barrier: str
+) -> None:
+    reverse = b"".join(CONTENT[page * PAGE : (page + 1) * PAGE] for page in reversed(range(N)))
+    wrong = bytearray(reverse)
+    wrong[(N - 1 - 20) * PAGE] ^= 1
+    fd = segment(bytes(wrong))
+    with client(listener, tmp_path, PAGEMERGE_BARRIER=barrier) as (child, peer, address):
+        before = child.ask("sum")
+        assert peer.hello.fds & wire.HelloFd.UFFD
+        peer.track(address, address + N * PAGE)
+        pages = [page for page in range(N) if page % 10 != 9]
+        runs = [RUN.pack(address + page * PAGE, 1, 0, N - 1 - page, 0) for page in pages]
+        result = peer.ask(wire.Kind.MERGE, runs, [fd])
+        assert (result.merged, result.failed) == (len(pages) - 1, 1)
+        assert result.stopped_ns > 0
+        assert child.ask("sum") == before
+        pool = [smap for smap in read_smaps(child.pid) if "memfd:pagemerge" in smap.vma.path]
+        assert sum(smap.vma.end - smap.vma.start for smap in pool) == result.merged * PAGE
+    os.close(fd)
+
+
+def test_pages_between_scattered_ones_stay_private(listener: socket.socket, tmp_path: Path) -> None:
+    fd = segment(bytes(PAGE) + CONTENT)
+    with client(listener, tmp_path, PAGEMERGE_BARRIER="freeze") as (child, peer, address):
+        before = child.ask("sum")
+        peer.track(address, address + N * PAGE)
+        runs = []
+        for first in range(0, N, 8):  # three pages, two that stay, three pages
+            place = address + first * PAGE
+            runs.append(RUN.pack(place, 3, 0, 1 + first, 0))
+            runs.append(RUN.pack(place + 3 * PAGE, 2, 0, 4 + first, GAP | JOINED))
+            runs.append(RUN.pack(place + 5 * PAGE, 3, 0, 6 + first, JOINED))
+        result = peer.ask(wire.Kind.MERGE, runs, [fd])
+        assert (result.merged, result.failed, result.copied) == (N * 6 // 8, 0, N * 2 // 8)
+        assert child.ask("sum") == before
+        pool = [smap for smap in read_smaps(child.pid) if "memfd:pagemerge" in smap.vma.path]
+        assert sum(smap.sizes["Anonymous"] for smap in pool) == N * 2 // 8 * PAGE
+    os.close(fd)
 
 
 @pytest.mark.parametrize("barrier", ["uffd", "freeze"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
@@ -15,7 +16,7 @@ import pytest
 
 from pagemerge.engine import wire
 from tests.support.victims import agent_env, compiled, read_stress, run_stress
-from tests.system.test_agent import JOINED, PAGE, RANGE, RUN, Peer, segment
+from tests.system.test_agent import GAP, JOINED, PAGE, RANGE, RUN, Peer, segment
 
 SECONDS = float(os.environ.get("PAGEMERGE_STRESS_SECONDS", "5"))
 PAGES = 2048
@@ -41,14 +42,16 @@ def base_content(pages: int) -> bytes:
     return x.tobytes()
 
 
-@pytest.mark.parametrize("barrier", ["uffd", "freeze"])
+@pytest.mark.parametrize("barrier", ["uffd", "uffd,freeze", "freeze"])
 def test_no_write_is_lost_while_a_program_is_merged_and_unmerged_without_pause(
     listener: socket.socket, tmp_path: Path, barrier: str
 ) -> None:
     chance = random.Random(barrier)
-    fd = segment(base_content(PAGES))
+    content = base_content(PAGES)
+    pages = [content[at : at + PAGE] for at in range(0, len(content), PAGE)]
+    fds = [segment(content), segment(b"".join(reversed(pages)))]
     env = agent_env(tmp_path, PAGEMERGE_BARRIER=barrier)
-    totals = {"merged": 0, "failed": 0, "unmerged": 0}
+    totals = {"merged": 0, "failed": 0, "unmerged": 0, "scattered": 0}
     with run_stress(env, count=1, seconds=SECONDS, pages=PAGES) as (process,):
         sock, _ = listener.accept()
         sock.settimeout(20)
@@ -56,13 +59,15 @@ def test_no_write_is_lost_while_a_program_is_merged_and_unmerged_without_pause(
         mark = wire.parse_ranges(peer.receive(wire.Kind.MARK))[0]
         try:
             while process.poll() is None:
-                hammer(peer, mark.start, fd, chance, totals)
+                hammer(peer, mark.start, fds, chance, totals)
         except (AssertionError, OSError):
             assert ended(process), "the agent hung up while its program was running"
         read_stress(process)
         peer.close()
-    os.close(fd)
+    for fd in fds:
+        os.close(fd)
     assert totals["merged"] > 1000
+    assert totals["scattered"] > 100
     assert totals["unmerged"] > 0
 
 
@@ -73,8 +78,32 @@ def ended(process: subprocess.Popen[str]) -> bool:
     return process.poll() is not None
 
 
-def hammer(peer: Peer, start: int, fd: int, chance: random.Random, totals: dict[str, int]) -> None:
+def scattered(start: int, chance: random.Random) -> list[bytes]:
+    """Runs of one to three pages, some with a gap, here and there within a stretch."""
+    runs: list[bytes] = []
+    page = chance.randrange(PAGES - 400)
+    while len(runs) < 150:
+        place, length = start + page * PAGE, chance.randint(1, 3)
+        if chance.random() < 0.1:
+            runs.append(RUN.pack(place, length, 0, page, 0))
+            runs.append(RUN.pack(place + length * PAGE, 1, 0, page + length, GAP | JOINED))
+            runs.append(RUN.pack(place + (length + 1) * PAGE, 1, 0, page + length + 1, JOINED))
+            page += length + 2
+        elif chance.random() < 0.5:  # from the segment that has the pages in reverse
+            runs.append(RUN.pack(place, 1, 1, PAGES - 1 - page, 0))
+            page += 1
+        else:
+            runs.append(RUN.pack(place, length, 0, page, 0))
+            page += length
+        page += chance.choice([0, 0, 0, 1])
+    return runs
+
+
+def hammer(
+    peer: Peer, start: int, fds: list[int], chance: random.Random, totals: dict[str, int]
+) -> None:
     """One request of a random kind and place."""
+    tracker = peer.fds[-1]
     length = chance.choice([1, 1, 3, 16, 100, 512])
     first = chance.randrange(PAGES - length + 1)
     place = start + first * PAGE
@@ -84,6 +113,13 @@ def hammer(peer: Peer, start: int, fd: int, chance: random.Random, totals: dict[
         totals["unmerged"] += peer.ask(wire.Kind.UNMERGE, [request]).merged
     elif kind < 0.15:
         peer.ask(wire.Kind.ZERO, [RANGE.pack(place, place + length * PAGE, 0, 0)])
+    elif kind < 0.5:
+        with contextlib.suppress(OSError):  # a part of it may not be mapped now
+            peer.track(start, start + PAGES * PAGE)
+        runs = [*scattered(start, chance), *[RUN.pack(start + (PAGES - 1) * PAGE, 1, 1, 0, 0)]]
+        result = peer.ask(wire.Kind.MERGE, runs, [*fds, tracker])
+        totals["merged"] += result.merged
+        totals["scattered"] += result.merged
     else:
         gap = length > 20 and chance.random() < 0.5
         middle = length // 2
@@ -97,7 +133,7 @@ def hammer(peer: Peer, start: int, fd: int, chance: random.Random, totals: dict[
             if gap
             else [RUN.pack(place, length, 0, first, 0)]
         )
-        result = peer.ask(wire.Kind.MERGE, runs, [fd])
+        result = peer.ask(wire.Kind.MERGE, runs, [fds[0], tracker])
         totals["merged"] += result.merged
         totals["failed"] += result.failed
 
@@ -138,14 +174,16 @@ def test_stops_are_not_seen_by_threads_that_sleep_in_system_calls(
     assert stops > 100
 
 
-@pytest.mark.parametrize("barrier", ["uffd", "freeze"])
+@pytest.mark.parametrize("barrier", ["uffd", "uffd,freeze", "freeze"])
 def test_calls_that_change_mappings_mean_what_they_mean_without_merging(
     listener: socket.socket, tmp_path: Path, barrier: str
 ) -> None:
     chance = random.Random(barrier)
-    fd = segment(base_content(PAGES))
+    content = base_content(PAGES)
+    pages = [content[at : at + PAGE] for at in range(0, len(content), PAGE)]
+    fds = [segment(content), segment(b"".join(reversed(pages)))]
     env = agent_env(tmp_path, PAGEMERGE_BARRIER=barrier)
-    totals = {"merged": 0, "failed": 0, "unmerged": 0}
+    totals = {"merged": 0, "failed": 0, "unmerged": 0, "scattered": 0}
     process = subprocess.Popen(
         [str(compiled("calls")), str(SECONDS), str(PAGES)],
         env={**os.environ, **env},
@@ -160,7 +198,7 @@ def test_calls_that_change_mappings_mean_what_they_mean_without_merging(
         mark = wire.parse_ranges(peer.receive(wire.Kind.MARK))[0]
         try:
             while process.poll() is None:
-                hammer(peer, mark.start, fd, chance, totals)
+                hammer(peer, mark.start, fds, chance, totals)
         except (AssertionError, OSError):
             assert ended(process), "the agent hung up while its program was running"
         read_stress(process)
@@ -168,5 +206,6 @@ def test_calls_that_change_mappings_mean_what_they_mean_without_merging(
     finally:
         process.kill()
         process.wait()
-        os.close(fd)
+        for fd in fds:
+            os.close(fd)
     assert totals["merged"] > 1000
