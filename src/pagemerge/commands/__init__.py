@@ -22,6 +22,7 @@ from pagemerge.commands import (
     run,
     status,
     stop,
+    trace,
 )
 from pagemerge.commands import set as set_knobs
 from pagemerge.errors import CommandError, PagemergeError
@@ -51,6 +52,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
     set_knobs,
     ps,
     regions,
+    trace,
     enable,
     disable,
     estimate,

@@ -6,7 +6,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +30,8 @@ from pagemerge.ksm import (
     LostEvents,
     Process,
     Region,
+    Stop,
+    known_events,
     plan_changes,
     render_knob,
 )
@@ -38,6 +40,7 @@ from pagemerge.units import PAGE_SIZE
 __all__ = ["ControlConnection", "EngineKnobs", "EngineKsm", "daemon_answers"]
 
 ANSWER_SECONDS = 30.0  # the daemon answers between slices of work of some 10 ms
+STOP_SECONDS = 0.1  # how soon the end of a trace is noticed
 UNMERGE_SECONDS = 75.0  # run=2 answers when everything is unmerged
 
 _PROCESS_FIELDS = frozenset({"pid", "comm", *(item.name for item in PROCESS_ITEMS)})
@@ -247,21 +250,32 @@ class EngineKsm(Ksm):
             for row in self.call("regions", pid=pid)
         ]
 
-    def events(self, seconds: float | None = None) -> Iterator[Event | LostEvents]:
-        """Follow the events, for so many seconds or until the iterator is closed.
+    def events(
+        self,
+        seconds: float | None = None,
+        *,
+        names: Collection[str] | None = None,
+        stop: Stop | None = None,
+    ) -> Generator[Event | LostEvents, None, None]:
+        """Follow the events; see `Ksm.events`.
 
         Raises:
+            CommandError: there is no event of such a name.
             EngineError: no daemon is running, or it stops meanwhile.
         """
+        wanted = known_events(names)
         deadline = None if seconds is None else time.monotonic() + seconds
         with contextlib.closing(ControlConnection(self.runtime)) as connection:
             connection.call("events", seconds=ANSWER_SECONDS)
-            while True:
+            while stop is None or not stop.is_set():
                 left = 3600.0 if deadline is None else deadline - time.monotonic()
-                line = connection.read_line(left) if left > 0 else None
+                wait = left if stop is None else min(left, STOP_SECONDS)
+                line = connection.read_line(wait) if left > 0 else None
                 if line is not None:
-                    yield _event(line)
-                elif deadline is not None:
+                    event = _event(line)
+                    if isinstance(event, LostEvents) or event.name in wanted:
+                        yield event
+                elif left <= 0:
                     return
 
     def enable(self, pid: int) -> None:
@@ -332,7 +346,8 @@ def _event(line: Mapping[str, Any]) -> Event | LostEvents:
     if "lost" in line:
         return LostEvents(line["lost"])
     fields = {name: value for name, value in line.items() if name not in _EVENT_HEAD}
-    return Event(line["event"], line["time"], fields, line.get("pid"))
+    pid = line.get("pid")
+    return Event(line["event"], line["time"], fields, pid, None if pid is None else "client")
 
 
 def _told_error(answer: Mapping[str, Any]) -> PagemergeError:

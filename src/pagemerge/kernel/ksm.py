@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Generator
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from pagemerge.errors import NotSupportedError, PagemergeError, ProcessGoneError
 from pagemerge.kernel.knobs import SYS_KSM, KernelKnobs, read_counters
 from pagemerge.kernel.processes import read_processes, read_regions
 from pagemerge.kernel.requests import set_memory_merge
-from pagemerge.ksm import Event, Ksm, LostEvents, Process, Region
+from pagemerge.ksm import Event, Ksm, LostEvents, Process, Region, Stop
 from pagemerge.memory import PROC, iter_pids, read_stat, read_vmstat
 
 __all__ = ["KernelKsm"]
@@ -69,17 +69,30 @@ class KernelKsm(Ksm):
 
     def events(
         self,
-        seconds: float | None = None,  # noqa: ARG002
-    ) -> Iterator[Event | LostEvents]:
-        """Refuse: the kernel's trace events are not read yet.
+        seconds: float | None = None,
+        *,
+        names: Collection[str] | None = None,
+        stop: Stop | None = None,
+        buffer_bytes: int | None = None,
+    ) -> Generator[Event | LostEvents, None, None]:
+        """Follow the trace events (tracefs events/ksm); see `Ksm.events`.
+
+        Args:
+            seconds: how long; None: until `stop` or closed.
+            names: those wanted; None: all that this kernel has.
+            stop: ends it once set.
+            buffer_bytes: the kernel's buffer for each CPU; None: 16 MiB, less where there are many.
 
         Raises:
-            NotSupportedError: always.
+            CommandError: there is no event of such a name.
+            NotSupportedError: this kernel has no such events (before 6.4), or no tracing.
+            NotPermittedError: tracing takes root.
+            KernelError: tracefs is not mounted.
         """
-        raise NotSupportedError(
-            "this version of pagemerge does not read the kernel's trace events",
-            where="events/ksm",
-            hint="trace-cmd and perf do: the group is called ksm",
+        from pagemerge.kernel.tracing import trace_events
+
+        return trace_events(
+            seconds, names=names, stop=stop, buffer_bytes=buffer_bytes, proc=self._proc
         )
 
     def enable(self, pid: int) -> None:

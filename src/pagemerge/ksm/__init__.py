@@ -1,6 +1,15 @@
 """The one interface to samepage merging, and the one table of its knobs, counters and events."""
 
-from pagemerge.ksm.interface import Event, Knobs, Ksm, LostEvents, Process, Region
+from pagemerge.ksm.interface import (
+    Event,
+    Knobs,
+    Ksm,
+    LostEvents,
+    Process,
+    Region,
+    Stop,
+    known_events,
+)
 from pagemerge.ksm.items import (
     COUNTERS,
     EVENTS,
@@ -44,9 +53,11 @@ __all__ = [
     "Process",
     "ProcessItem",
     "Region",
+    "Stop",
     "Type",
     "Unit",
     "find_knob",
+    "known_events",
     "known_knob",
     "parse_assignment",
     "parse_knob",

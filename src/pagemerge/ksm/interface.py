@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self
 
-from pagemerge.ksm.items import KNOBS
+from pagemerge.errors import CommandError
+from pagemerge.ksm.items import EVENTS, KNOBS
 from pagemerge.ksm.values import Change, KnobValue, known_knob
 
-__all__ = ["Event", "Knobs", "Ksm", "LostEvents", "Process", "Region"]
+__all__ = ["Event", "Knobs", "Ksm", "LostEvents", "Process", "Region", "Stop", "known_events"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +78,15 @@ class Event:
         time: seconds on the monotonic clock.
         fields: the event's fields by their kernel names; pointers are opaque numbers.
         pid: the process it is about, where that is known.
+        how: what tells that; None where `pid` is. Of the kernel's: "context", "fork" or "lookup"
+            (docs: reference/trace); of the engine's: "client".
     """
 
     name: str
     time: float
     fields: Mapping[str, int]
     pid: int | None = None
+    how: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,28 @@ class LostEvents:
     """Events that were not kept, since the reader was too slow."""
 
     count: int
+
+
+def known_events(names: Collection[str] | None) -> frozenset[str]:
+    """Give the names back when there are such events; all names for None.
+
+    Raises:
+        CommandError: there is no event of one of the names.
+    """
+    known = [kind.name for kind in EVENTS]
+    for name in names or ():
+        if name not in known:
+            raise CommandError(
+                f"there is no event {name!r}", hint=f"there are {', '.join(sorted(known))}"
+            )
+    return frozenset(known if names is None else names)
+
+
+class Stop(Protocol):
+    """What tells an iterator to end, such as a `threading.Event`."""
+
+    def is_set(self) -> bool:
+        """Whether it is to end."""
 
 
 class Knobs(Mapping[str, KnobValue | None]):
@@ -189,8 +215,25 @@ class Ksm(ABC):
         """
 
     @abstractmethod
-    def events(self, seconds: float | None = None) -> Iterator[Event | LostEvents]:
-        """Follow the trace events, for so many seconds or until closed (tracefs events/ksm)."""
+    def events(
+        self,
+        seconds: float | None = None,
+        *,
+        names: Collection[str] | None = None,
+        stop: Stop | None = None,
+    ) -> Generator[Event | LostEvents, None, None]:
+        """Follow the trace events (tracefs events/ksm), in the order of their times.
+
+        Args:
+            seconds: how long; None: until `stop` or closed.
+            names: those wanted, of `pagemerge.ksm.EVENTS`; None: all.
+            stop: asked about ten times a second; once set, what was traced is handed out, and
+                the iterator ends.
+
+        Raises:
+            CommandError: there is no event of such a name.
+            NotSupportedError, NotPermittedError, EngineError: tracing is not possible here.
+        """
 
     @abstractmethod
     def enable(self, pid: int) -> None:

@@ -138,7 +138,7 @@ def test_events_come_with_those_that_were_lost(runtime: Path) -> None:
     with serving(runtime, events=lambda _request: {}) as server, EngineKsm(runtime) as ksm:
         server.publish([line])
         events = ksm.events(30)
-        with contextlib.closing(events):  # type: ignore[type-var]
+        with contextlib.closing(events):
             assert next(events) == LostEvents(3)
             assert next(events) == Event("ksm_stop_scan", 1.5, {"seq": 3, "rmap_entries": 9})
 
