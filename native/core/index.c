@@ -74,6 +74,26 @@ uint32_t pm_ref_sum(const struct pm_index *index, uint32_t ref)
 	return chunk->sum[i];
 }
 
+void pm_index_prefetch_entry(const struct pm_index *index, uint32_t sum)
+{
+	uint32_t ref = index->heads[sum & (index->size - 1)], i;
+
+	if (ref == PM_REF_NONE)
+		return;
+	if (ref & PM_REF_SLOT) {
+		const struct pm_segment *segment = pm_pool_segment(index->pool, ref & ~PM_REF_SLOT);
+
+		__builtin_prefetch(&segment->sum[pm_slot_position(ref & ~PM_REF_SLOT)]);
+		__builtin_prefetch(&segment->next[pm_slot_position(ref & ~PM_REF_SLOT)]);
+	} else {
+		const struct pm_chunk *chunk = pm_chunk_of(index->chunks, ref, &i);
+
+		__builtin_prefetch(&chunk->sum[i]);
+		__builtin_prefetch(&chunk->link[i]);
+		__builtin_prefetch(&chunk->state[i]);
+	}
+}
+
 static uint32_t matching(const struct pm_index *index, uint32_t ref, uint32_t sum)
 {
 	while (ref != PM_REF_NONE && pm_ref_sum(index, ref) != sum)

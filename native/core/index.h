@@ -38,6 +38,9 @@ static inline void pm_index_prefetch(const struct pm_index *index, uint32_t sum)
 	__builtin_prefetch(&index->heads[sum & (index->size - 1)]);
 }
 
+/* And, some time after that, the first entry of its chain. */
+void pm_index_prefetch_entry(const struct pm_index *index, uint32_t sum);
+
 static inline uint64_t pm_index_metadata(const struct pm_index *index)
 {
 	return (uint64_t)index->size * sizeof(*index->heads);

@@ -2,8 +2,8 @@
 /*
  * Reading pages, and finding equal ones.
  *
- * The agents compare bytes, so that a wrong match costs time only.  Sums have 32 bits, of which some in every million agree by chance: what is not in
- * step with the matches before it, as a page of a like region would be, is compared here, too.
+ * The agents compare bytes, so that a wrong match costs time only.  Sums have 32 bits, of which some in every million agree by chance: when an agent says
+ * that a page differs, it and all others with the sum are matched anew.
  */
 #include "scanner.h"
 
@@ -12,6 +12,8 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
+
+enum { SAME_SUM = 16 }; /* others that are looked at when a sum has proved to be two contents' */
 
 void pm_candidate_add(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, bool decided)
 {
@@ -179,36 +181,12 @@ struct found {
 	bool same; /* one is there, but it is the very same page */
 };
 
-static bool slot_equals(struct pm_scanner *scanner, uint32_t slot, const char *page)
-{
-	const struct pm_segment *segment = pm_pool_segment(&scanner->pool, slot);
-
-	if (pm_pool_flush(&scanner->pool, &scanner->run))
-		scanner->counts.write_errors++;
-	return memcmp(segment->map + (uint64_t)pm_slot_position(slot) * PM_PAGE_SIZE, page, PM_PAGE_SIZE) == 0;
-}
-
-static bool page_equals(const struct pm_chunk *other, uint32_t k, const char *page)
-{
-	char copy[PM_PAGE_SIZE];
-	uint64_t address = pm_chunk_address(other, k);
-	struct iovec local = {copy, sizeof(copy)}, remote = {(void *)(uintptr_t)address, sizeof(copy)};
-	const struct pm_mm *mm = other->mm;
-	ssize_t n = mm->mem_fd >= 0 ? pread(mm->mem_fd, copy, sizeof(copy), (off_t)address) :
-				 process_vm_readv(mm->pid, &local, 1, &remote, 1, 0);
-
-	return n == (ssize_t)sizeof(copy) && memcmp(copy, page, sizeof(copy)) == 0;
-}
-
-/* `page`: the content, or NULL where only the sum is known. */
-static struct found find(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, uint32_t sum, const char *page)
+static struct found find(struct pm_scanner *scanner, const struct pm_chunk *chunk, uint32_t i, uint32_t sum)
 {
 	struct found found = {.slot = PM_NO_SLOT};
-	uint32_t number = pm_page_number(chunk, i);
 
 	for (uint32_t ref = pm_index_first(&scanner->index, sum); ref != PM_REF_NONE;
 	     ref = pm_index_next(&scanner->index, ref, sum)) {
-		bool in_step = !page || ref - number == scanner->step;
 		struct pm_chunk *other;
 		uint32_t k;
 
@@ -217,10 +195,7 @@ static struct found find(struct pm_scanner *scanner, struct pm_chunk *chunk, uin
 
 			if (!users || users >= scanner->knobs.max_page_sharing)
 				continue;
-			if (!in_step && !slot_equals(scanner, slot, page))
-				continue;
 			found.slot = slot;
-			scanner->step = ref - number;
 			return found;
 		}
 		other = pm_chunk_of(&scanner->chunks, ref, &k);
@@ -230,13 +205,9 @@ static struct found find(struct pm_scanner *scanner, struct pm_chunk *chunk, uin
 			found.same = true;
 			continue;
 		}
-		if (!in_step && !page_equals(other, k, page))
-			continue;
 		found.chunk = other;
 		found.i = k;
 	}
-	if (found.chunk)
-		scanner->step = pm_page_number(found.chunk, found.i) - number;
 	return found;
 }
 
@@ -300,7 +271,7 @@ static void match(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i
 		ask(chunk, i, PM_LINK_ZERO);
 		return;
 	}
-	found = find(scanner, chunk, i, sum, page);
+	found = find(scanner, chunk, i, sum);
 	if (chunk->mm->deaf) {
 		found.slot = PM_NO_SLOT;
 		found.chunk = NULL;
@@ -335,7 +306,7 @@ bool pm_match_known(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t
 
 	if (chunk->mm->deaf)
 		return true;
-	found = find(scanner, chunk, i, chunk->sum[i], NULL);
+	found = find(scanner, chunk, i, chunk->sum[i]);
 	if (found.slot == PM_NO_SLOT || pm_slot_get(&scanner->pool, found.slot))
 		return false;
 	ask(chunk, i, found.slot);
@@ -399,6 +370,9 @@ void pm_candidates_match(struct pm_scanner *scanner)
 		pm_index_prefetch(&scanner->index, (uint32_t)scanner->hashes[i] + salt(nodes[i]));
 	}
 	for (size_t i = 0; i < n; i++)
+		if (c[i].chunk)
+			pm_index_prefetch_entry(&scanner->index, (uint32_t)scanner->hashes[i] + salt(nodes[i]));
+	for (size_t i = 0; i < n; i++)
 		if (c[i].chunk && proven(scanner, &c[i], scanner->hashes[i], salt(nodes[i]), &sum)) {
 			c[i].chunk->touched = scanner->slice;
 			match(scanner, c[i].chunk, c[i].i, sum, scanner->buffer + i * PM_PAGE_SIZE, nodes[i]);
@@ -406,4 +380,38 @@ void pm_candidates_match(struct pm_scanner *scanner)
 	scanner->ncandidates = 0;
 	if (pm_pool_flush(&scanner->pool, &scanner->run))
 		scanner->counts.write_errors++;
+}
+
+/* The pages of the index that have a sum, as LOOKED again. */
+static size_t take_unshared(struct pm_scanner *scanner, uint32_t sum, uint32_t *pages, size_t cap)
+{
+	size_t n = 0;
+
+	for (uint32_t ref = pm_index_first(&scanner->index, sum); ref != PM_REF_NONE && n < cap;
+	     ref = pm_index_next(&scanner->index, ref, sum))
+		if (!(ref & PM_REF_SLOT))
+			pages[n++] = ref;
+	for (size_t k = 0; k < n; k++) {
+		uint32_t i;
+		struct pm_chunk *chunk = pm_chunk_of(&scanner->chunks, pages[k], &i);
+
+		pm_page_detach(scanner, chunk, i, PM_LOOKED);
+	}
+	return n;
+}
+
+void pm_match_anew(struct pm_scanner *scanner, uint32_t page)
+{
+	uint32_t pages[SAME_SUM + 1], i;
+	struct pm_chunk *chunk = pm_chunk_of(&scanner->chunks, page, &i);
+	size_t n = 1 + take_unshared(scanner, chunk->sum[i], pages + 1, SAME_SUM);
+
+	pages[0] = page;
+	for (size_t k = 0; k < n; k++) {
+		chunk = pm_chunk_of(&scanner->chunks, pages[k], &i);
+		if (pm_page_state(chunk, i) != PM_LOOKED)
+			continue;
+		pm_candidate_add(scanner, chunk, i, false);
+		pm_candidates_match(scanner); /* one at a time: they may be of different processes */
+	}
 }

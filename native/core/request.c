@@ -341,8 +341,11 @@ static void page_failed(struct pm_scanner *scanner, struct pm_chunk *chunk, uint
 	switch (why) {
 	case PM_FAIL_DIFFERS:
 		/* Equal by its sum, not by its bytes; if it has not been written either, another sum may tell. */
-		if (type == PM_MERGE)
-			chunk->link[i] = PM_LINK_DIFFERS;
+		if (type != PM_MERGE)
+			break;
+		chunk->link[i] = PM_LINK_DIFFERS;
+		if (scanner->ndiffering < PM_DIFFERING)
+			scanner->differing[scanner->ndiffering++] = pm_page_number(chunk, i);
 		break;
 	case PM_FAIL_WRITTEN:
 		break;
@@ -395,14 +398,24 @@ static void page_done(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32
 	pm_set_state(chunk, i, scanner->recalled ? PM_RECALLED : PM_MERGED);
 }
 
-/* Call `apply` for each asked page of [addr, addr + npages). */
+/* The part of a chunk's records that lies in [start, end): from the one given back to before *stop. */
+static uint32_t within(const struct pm_chunk *chunk, uint64_t start, uint64_t end, uint32_t *stop)
+{
+	uint64_t low = pm_chunk_address(chunk, 0), high = pm_chunk_address(chunk, chunk->n);
+
+	low = start > low ? start : low;
+	high = end < high ? end : high;
+	*stop = low < high ? (uint32_t)((high - chunk->base) >> PM_PAGE_SHIFT) - chunk->first : 0;
+	return low < high ? (uint32_t)((low - chunk->base) >> PM_PAGE_SHIFT) - chunk->first : 0;
+}
+
+/* Go through the asked pages of [addr, addr + npages). */
 #define FOR_ASKED(mm, addr, npages, chunk, i)                                                                        \
 	for (uint64_t at_ = (addr), end_ = at_ + ((uint64_t)(npages) << PM_PAGE_SHIFT); at_ < end_;                  \
 	     at_ = (at_ & ~(PM_CHUNK_BYTES - 1)) + PM_CHUNK_BYTES)                                                   \
 		for (struct pm_chunk *chunk = pm_mm_chunk(mm, at_); chunk; chunk = NULL)                             \
-			for (uint32_t i = 0; i < chunk->n; i++)                                                      \
-				if (pm_page_state(chunk, i) == PM_ASKED && pm_chunk_address(chunk, i) >= at_ &&      \
-				    pm_chunk_address(chunk, i) < end_)
+			for (uint32_t stop_, i = within(chunk, at_, end_, &stop_); i < stop_; i++)                   \
+				if (pm_page_state(chunk, i) == PM_ASKED)
 
 /* Copies of gap pages are new pages: what was known of their writes is lost. */
 static void gap_copied(struct pm_scanner *scanner, struct pm_mm *mm, const struct pm_run *run)
@@ -498,6 +511,9 @@ int pm_mm_answer(struct pm_scanner *scanner, struct pm_mm *mm, const void *datag
 	}
 	free(failed);
 	free(request);
+	for (size_t i = 0; i < scanner->ndiffering; i++)
+		pm_match_anew(scanner, scanner->differing[i]);
+	scanner->ndiffering = 0;
 	return 0;
 }
 

@@ -32,6 +32,7 @@ enum {
 	PM_ASK_PAGES = 8192,  /* in one request: some 10 ms of an agent's time */
 	PM_NAME_MAX = 32,
 	PM_EVENTS = 1 << 15,
+	PM_DIFFERING = 64,
 };
 
 struct pm_interval {
@@ -162,7 +163,8 @@ struct pm_scanner {
 	char *buffer; /* PM_READ_PAGES pages */
 	struct pm_candidate candidates[PM_READ_PAGES];
 	size_t ncandidates;
-	uint32_t step; /* of the last match: reference - page number */
+	uint32_t differing[PM_DIFFERING]; /* pages of an answer that proved different, by number */
+	size_t ndiffering;
 	uint64_t hashes[PM_READ_PAGES];
 	struct pm_page_region spans[PM_SPANS];
 	struct pm_maps maps;
@@ -207,6 +209,8 @@ void pm_candidate_add(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32
 void pm_candidates_match(struct pm_scanner *scanner);
 /* Merge a page whose sum is known with a slot that is there; false when there is none. */
 bool pm_match_known(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i);
+/* Match a page that proved to differ from what has its sum, and the others with that sum. */
+void pm_match_anew(struct pm_scanner *scanner, uint32_t page);
 /* Leave a PM_LOOKED page whose sum is known, to be tried again ever more rarely; `link` PM_LINK_KNOWN or _LEFT. */
 void pm_page_leave(struct pm_chunk *chunk, uint32_t i, uint32_t link);
 
