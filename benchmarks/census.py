@@ -1,149 +1,127 @@
-"""Measures how fast `estimate` reads, and what it costs the program that is read.
+"""Measures how fast `estimate` reads.
 
-    python -m benchmarks.census [--mib N]
+    python -m benchmarks.census [--mib N] [--markdown FILE]
 
-Ratios in one run: a plain read loop over the same amount of memory stands beside the reading of a
-process's pages, by one thread and by one a core; and a program's own loop, alone and while it is
-read again and again (by its own CPU time: the reader takes a core, not the program's).
+Ratios in one run: a plain read loop over the same amount of memory, and process_vm_readv with XXH3
+over the result, stand beside the reading of a process's pages by one thread and by one a core. The
+best of some rounds in turns counts, so that other programs on the machine spoil little. What being
+read costs the program is in benchmarks/slowdown.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from benchmarks.slowdown import Program
 from pagemerge import _core
 from pagemerge.insight import EstimateOptions, estimate, find_targets
 
 _TARGET = """
-import os, sys, time
+import os, sys
 import numpy
-pages = int(sys.argv[1])
-data = numpy.random.default_rng(1).integers(0, 1 << 62, pages * 512, dtype=numpy.int64)
-work = numpy.zeros(1 << 22, dtype=numpy.int64)
-if sys.argv[2] == "fork":
-    for _ in range(1):
-        if os.fork() == 0:
-            sys.stdin.read()
-            os._exit(0)
+data = numpy.random.default_rng(1).integers(0, 1 << 62, int(sys.argv[1]) << 17, dtype=numpy.int64)
+if sys.argv[2] == "fork" and os.fork() == 0:
+    sys.stdin.read()
+    os._exit(0)
 print("ready", flush=True)
-for line in sys.stdin:  # each line: loop for so many seconds, say how many rounds
-    begin, end, rounds = time.process_time(), time.monotonic() + float(line), 0
-    while time.monotonic() < end:
-        work += 1  # writes 32 MiB: faults and memory bandwidth would show
-        rounds += 1
-    print(rounds / (time.process_time() - begin), flush=True)
+print(data.ctypes.data, flush=True)
+sys.stdin.read()
 """
 
-
-@dataclass
-class Target:
-    """A program that holds memory, and loops when told."""
-
-    process: subprocess.Popen[str]
-
-    def ask(self, seconds: float) -> None:
-        """Begin a loop."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{seconds}\n")
-        self.process.stdin.flush()
-
-    def answer(self) -> float:
-        """Wait for its rounds a second of CPU time."""
-        assert self.process.stdout is not None
-        return float(self.process.stdout.readline())
+_CHUNK = 512 << 10
 
 
-def start(mib: int, kind: str) -> Target:
-    """Start one and wait until it holds its memory."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _TARGET, str(mib << 8), kind],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    if process.stdout.readline().strip() != "ready":
-        raise RuntimeError("the target did not come up")
-    return Target(process)
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-def best(action: Callable[[], object], times: int = 5) -> float:
-    """Seconds of the quickest of some runs."""
-    found = []
-    for _ in range(times):
-        begin = time.perf_counter()
-        action()
-        found.append(time.perf_counter() - begin)
-    return min(found)
+def read_by_calls(pid: int, start: int, size: int) -> None:
+    """Read a process's memory as anyone would: process_vm_readv in turn with XXH3."""
+    buffer = np.zeros(_CHUNK, np.uint8)
+    readv = ctypes.CDLL(None, use_errno=True).process_vm_readv
+    local = _Iovec(buffer.ctypes.data, _CHUNK)
+    for at in range(start, start + size, _CHUNK):
+        remote = _Iovec(at, _CHUNK)
+        got = readv(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+        if got != _CHUNK:
+            raise OSError(ctypes.get_errno(), "process_vm_readv")
+        _core.hash_pages(buffer)
 
 
-def read_rates(mib: int) -> dict[str, float]:
-    """GB/s of a plain loop, of hashing in place, and of reading a process."""
+def seconds_of(action: Callable[[], object]) -> float:
+    """Seconds of one run."""
+    begin = time.perf_counter()
+    action()
+    return time.perf_counter() - begin
+
+
+def seconds_of_estimate(pid: int, threads: int, size: int) -> float:
+    """Seconds that the first look takes, for `size` bytes of the process's."""
+    result = estimate(find_targets(pids=[pid]), EstimateOptions(threads=threads))
+    return result.read_seconds * size / result.read_bytes
+
+
+def read_rates(mib: int, rounds: int) -> dict[str, float]:
+    """GB/s of each way to read, the best round of each."""
     own = np.random.default_rng(2).integers(0, 1 << 62, mib << 17, dtype=np.int64)
     size = own.nbytes
-    rates = {
-        "plain read loop, one core": size / best(lambda: np.bitwise_or.reduce(own)) / 1e9,
-        "hashing in place, one core": size / best(lambda: _core.hash_pages(own)) / 1e9,
-    }
     cores = os.cpu_count() or 1
-    for kind, what in (("own", "a process's own pages"), ("fork", "pages shared by fork")):
-        target = start(mib, kind)
-        try:
-            targets = find_targets(pids=[target.process.pid])
-            for threads in sorted({1, cores}):
-                results = [estimate(targets, EstimateOptions(threads=threads)) for _ in range(5)]
-                rate = max(r.read_bytes / r.read_seconds for r in results) / 1e9
-                rates[f"{what}, {threads} threads"] = rate
-        finally:
-            target.process.kill()
-            target.process.communicate()
-    return rates
-
-
-def slowdowns(mib: int, seconds: float) -> tuple[float, float]:
-    """How much slower a program loops while another is read, and while it is read itself.
-
-    One thread reads without a pause. Both against the loop with nobody reading; what the second has
-    beyond the first is the price of being read, the rest is that of sharing cores and memory.
-    """
-    target, other = start(mib, "own"), start(mib, "own")
+    plain, forked = Program(_TARGET, mib, "own"), Program(_TARGET, mib, "fork")
+    pid, start = plain.process.pid, (int(plain.answer()) + 4095) // 4096 * 4096
+    ways: dict[str, Callable[[], float]] = {
+        "plain read loop, one core": lambda: seconds_of(lambda: np.bitwise_or.reduce(own)),
+        "process_vm_readv and XXH3, one core": lambda: seconds_of(
+            lambda: read_by_calls(pid, start, size - _CHUNK)
+        ),
+        "estimate, one thread": lambda: seconds_of_estimate(pid, 1, size),
+        f"estimate, {cores} threads": lambda: seconds_of_estimate(pid, cores, size),
+        "estimate of pages that fork shares, one thread": lambda: seconds_of_estimate(
+            forked.process.pid, 1, size
+        ),
+        f"estimate of pages that fork shares, {cores} threads": lambda: seconds_of_estimate(
+            forked.process.pid, cores, size
+        ),
+    }
+    best = dict.fromkeys(ways, float("inf"))
     try:
-        rounds: dict[int, float] = {0: 0.0, other.process.pid: 0.0, target.process.pid: 0.0}
-        for _ in range(5):  # in turns: the machine's own drift hits all
-            for pid in rounds:
-                target.ask(seconds)
-                end = time.monotonic() + seconds
-                while pid and time.monotonic() < end:
-                    estimate(find_targets(pids=[pid]), EstimateOptions(threads=1))
-                rounds[pid] += target.answer()
-        alone = rounds[0]
-        return 1 - rounds[other.process.pid] / alone, 1 - rounds[target.process.pid] / alone
+        for _ in range(rounds):
+            for what, way in ways.items():
+                best[what] = min(best[what], way())
     finally:
-        for program in (target, other):
-            program.process.kill()
-            program.process.communicate()
+        for program in (plain, forked):
+            program.stop()
+    return {what: size / seconds / 1e9 for what, seconds in best.items()}
 
 
-def main() -> None:
-    """Run and print."""
+def render_table(rates: dict[str, float]) -> str:
+    """Write the rates, and their ratios to the plain loop, as a table in Markdown."""
+    loop = next(iter(rates.values()))
+    lines = ["| | GB/s | of the plain loop |", "| --- | ---: | ---: |"]
+    lines += [f"| {what} | {rate:.1f} | {rate / loop:.2f} |" for what, rate in rates.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run, print, and fail when a core reads less than a quarter of the plain loop."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=512)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--markdown", type=Path, help="write the table there")
     args = parser.parse_args()
-    for what, rate in read_rates(args.mib).items():
-        print(f"{what:40} {rate:6.1f} GB/s")
-    beside, read = slowdowns(args.mib, args.seconds)
-    print(f"{'slowdown while another program is read':40} {beside:6.1%}")
-    print(f"{'slowdown while it is read itself':40} {read:6.1%}")
+    rates = read_rates(args.mib, args.rounds)
+    table = render_table(rates)
+    print(table)
+    if args.markdown:
+        args.markdown.write_text(table)
+    return 0 if rates["estimate, one thread"] >= 0.25 * rates["plain read loop, one core"] else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -49,8 +49,8 @@ int pm_census_create(uint32_t sample, uint64_t salt, unsigned int threads, struc
 	c->threshold = (uint32_t)((1ull << 32) / sample - 1);
 	c->salt = salt;
 	c->threads = threads ? threads : cores > 0 ? (unsigned int)cores : 1;
-	if (c->threads > 64)
-		c->threads = 64;
+	if (c->threads > PM_THREADS_MAX)
+		c->threads = PM_THREADS_MAX;
 	c->scan_works = true;
 	c->zero_hash = pm_page_hash(zero);
 	c->frames_bytes = PM_FRAMES_MAX / 8;

@@ -93,7 +93,52 @@ static inline bool pm_space_usable(const struct pm_census *c, uint32_t space)
 	return atomic_load_explicit(&c->spaces[space].state, memory_order_relaxed) == PM_SPACE_READ;
 }
 
-/* Run fn in c->threads threads, this one among them. */
+#define PAGEMAP_PRESENT (1ull << 63)
+#define PAGEMAP_FILE (1ull << 61)
+#define PAGEMAP_EXCLUSIVE (1ull << 56)
+
+enum {
+	PM_CHUNK = 128,		/* pages a call: 512 KiB, which stays in the second-level cache */
+	PM_WINDOW_PAGES = 4096,	/* what a thread takes at a time */
+	PM_WINDOW_SCALE_MAX = 16,	/* ... times this when sampling, so that segments stay few beside records */
+	PM_THREADS_MAX = 64,
+	PM_EXTENTS = 256,
+	PM_PAGEMAP_BLOCK = 4096,	/* entries read at a time */
+	PM_SCAN_PAGES = 1 << 14, /* a scan holds the target's mmap lock: 64 MiB take it some 100 us */
+};
+
+/* A thread's. */
+struct pm_reader {
+	struct pm_census *c;
+	uint8_t *buffer;
+	uint64_t page[PM_CHUNK];
+	uint32_t flag[PM_CHUNK];
+	bool common[PM_CHUNK]; /* mapped by others, too: see pm_census_fetch() */
+	unsigned int n;	    /* pages in the chunk */
+	uint64_t *hash; /* records of this window */
+	uint32_t *pos;
+	uint32_t count;
+	struct pm_census_region_info info; /* of this window */
+	uint64_t zero_frames;
+	uint64_t map[PM_PAGEMAP_BLOCK];
+	struct pm_page_region extent[PM_EXTENTS];
+};
+
+
+struct pm_reader *pm_reader_create(struct pm_census *c); /* NULL: no memory, which the census is told */
+void pm_reader_destroy(struct pm_reader *rd);
+
+/* What went wrong with a space; the run goes on without it. */
+void pm_census_fail(struct pm_space *s, int error);
+bool pm_census_still_there(const struct pm_space *s, uint64_t page);
+int pm_census_plan_region(struct pm_census *c, uint32_t number, struct pm_reader *rd);
+int pm_census_extents(struct pm_census *c, struct pm_space *s, uint64_t *from, uint64_t end, struct pm_page_region *out,
+		 unsigned int room, uint64_t *map);
+bool pm_census_next_data(const struct pm_space *s, const struct pm_region *r, uint64_t *at, uint64_t *end);
+int pm_census_fetch(const struct pm_space *s, uint64_t file_base, uint8_t *buffer, const uint64_t *page, const bool *common,
+	       unsigned int n, bool *got);
+
+/* Run fn in c->threads threads of low priority. */
 int pm_census_run_threads(struct pm_census *c, void *(*fn)(void *));
 /* Room for one more in an array that doubles. */
 int pm_census_make_room(void **array, size_t *room, size_t used, size_t size);
