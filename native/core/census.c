@@ -81,6 +81,7 @@ void pm_census_destroy(struct pm_census *c)
 		munmap(c->hash, c->room * sizeof(*c->hash));
 	if (c->pos)
 		munmap(c->pos, c->room * sizeof(*c->pos));
+	pm_heavy_deinit(c);
 	if (c->kpageflags_fd >= 0)
 		close(c->kpageflags_fd);
 	pthread_mutex_destroy(&c->lock);

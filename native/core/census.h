@@ -38,7 +38,6 @@ struct pm_census_region_info {
 	uint64_t held;	   /* records kept (sampled) */
 	uint64_t volatile_; /* sampled: changed between the two looks */
 	uint64_t merging;  /* sampled: members of a group that would merge */
-	uint64_t merging2; /* sum of squares over contents, for the variance of `merging` */
 	double saved;	   /* sampled: this region's share of the frames that merging frees */
 	/* from pm_census_runs() */
 	uint64_t runs;	   /* mappings that the engine would make */
@@ -46,15 +45,17 @@ struct pm_census_region_info {
 	uint64_t split_huge; /* huge pages that would be split */
 };
 
+/* Of everything, where not said otherwise: where contents were sampled, those kept stand for all. */
 struct pm_census_totals {
-	uint64_t held, volatile_, distinct; /* records; distinct: contents */
+	uint64_t held;	    /* records */
+	uint64_t volatile_, distinct; /* pages; contents */
 	uint64_t shared, sharing, unshared, aliases; /* as ksmd would count: see pm_census_group() */
 	uint64_t merging;		    /* mappings that would be merged */
 	uint64_t frames_saved;		    /* physical pages that merging frees */
 	uint64_t within, between;	    /* duplicates: in one space; in another one */
 	uint64_t chains, dups;
 	uint64_t already;		    /* pages that are KSM's now */
-	/* sums of squares over contents, for variances of samples */
+	/* sums of squares over the contents that were sampled, for variances; those that were counted have none */
 	double shared2, sharing2, unshared2, frames_saved2, within2, between2, merging2, volatile2, distinct2;
 	/* the same as the above for the content "all zero", which is never sampled but counted */
 	uint64_t zero, zero_frames, zero_spaces;

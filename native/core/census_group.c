@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* Census: counting.  Records are sorted by hash through an index, and each group is counted as ksmd would merge it. */
+/* Census: counting.  Each content, all its records together, is counted as ksmd would merge it. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,168 +7,10 @@
 
 #include "census_impl.h"
 
-enum { BUCKET_RECORDS = 1024, BUCKETS_MAX = 1 << 16, HINT_SHIFT = 10 };
-
-struct sorter {
-	struct pm_census *c;
-	uint32_t *order;
-	size_t n;
-	uint64_t half;	  /* sorted in two halves of the hash space, so that the index is half as long */
-	uint64_t *bucket; /* where each begins; one more than there are */
-	size_t buckets;
-	unsigned int shift;
-	uint32_t *hint; /* segment that holds record i << HINT_SHIFT */
-};
-
-/* run_threads() passes the census alone; sorting is the only user, and one at a time. */
-static struct sorter *sorting;
-
-/* Three-way quicksort: equal hashes, of which there are many, are done in one step. */
-static void sort_range(const uint64_t *hash, uint32_t *v, size_t n)
-{
-	while (n > 1) {
-		size_t lt = 0, i = 0, gt = n;
-		uint64_t a = hash[v[0]], b = hash[v[n / 2]], d = hash[v[n - 1]];
-		uint64_t pivot = a < b ? (b < d ? b : a < d ? d : a) : (a < d ? a : b < d ? d : b);
-
-		while (i < gt) {
-			uint32_t x = v[i];
-			uint64_t h = hash[x];
-
-			if (h < pivot) {
-				v[i++] = v[lt];
-				v[lt++] = x;
-			} else if (h > pivot) {
-				v[i] = v[--gt];
-				v[gt] = x;
-			} else {
-				i++;
-			}
-		}
-		if (lt < n - gt) { /* recurse into the smaller part */
-			sort_range(hash, v, lt);
-			v += gt;
-			n -= gt;
-		} else {
-			sort_range(hash, v + gt, n - gt);
-			n = lt;
-		}
-	}
-}
-
-static void *sort_thread(void *arg)
-{
-	struct pm_census *c = arg;
-	struct sorter *s = sorting;
-
-	for (;;) {
-		uint64_t i = atomic_fetch_add(&c->next, 1);
-
-		if (i >= s->buckets || atomic_load(&c->cancelled))
-			return NULL;
-		sort_range(c->hash, s->order + s->bucket[i], (size_t)(s->bucket[i + 1] - s->bucket[i]));
-	}
-}
-
-static bool segment_counts(const struct pm_census *c, const struct pm_segment *g)
-{
-	return pm_space_usable(c, c->regions[g->region].space);
-}
-
-static bool sortable(const struct sorter *s, uint64_t record)
-{
-	/* what was merged in the first half holds its group's number in place of its hash */
-	return !(s->c->pos[record] & (PM_REC_VOLATILE | PM_REC_ZERO | PM_REC_MERGED)) && s->c->hash[record] >> 63 == s->half;
-}
-
-static size_t bucket_of(const struct sorter *s, uint64_t record)
-{
-	return s->shift == 64 ? 0 : (size_t)(s->c->hash[record] << 1 >> s->shift);
-}
-
-static void sorter_deinit(struct sorter *s)
-{
-	free(s->bucket);
-	free(s->hint);
-	if (s->order)
-		munmap(s->order, s->n ? s->n * sizeof(*s->order) : 1);
-	s->bucket = NULL;
-	s->hint = NULL;
-	s->order = NULL;
-}
-
-/* Index of all records of this half that can be equal to another: of spaces that were read, not volatile, not zero. */
-static int sort_records(struct sorter *s)
-{
-	static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
-	struct pm_census *c = s->c;
-	uint64_t *next;
-	size_t g, b;
-	int error;
-
-	for (s->buckets = 1; s->buckets < BUCKETS_MAX && s->buckets * BUCKET_RECORDS < c->held / 2; s->buckets *= 2)
-		;
-	s->shift = 64;
-	for (b = s->buckets; b > 1; b /= 2)
-		s->shift--;
-	s->bucket = calloc(s->buckets + 1, sizeof(*s->bucket));
-	next = calloc(s->buckets + 1, sizeof(*next));
-	s->hint = malloc(((c->held >> HINT_SHIFT) + 2) * sizeof(*s->hint));
-	if (!s->bucket || !next || !s->hint) {
-		free(next);
-		return -ENOMEM;
-	}
-	for (g = 0; g < c->nsegments; g++) {
-		const struct pm_segment *seg = &c->segments[g];
-		uint64_t i;
-
-		for (i = seg->first; i < seg->first + seg->count; i++) {
-			if (!(i & ((1u << HINT_SHIFT) - 1)))
-				s->hint[i >> HINT_SHIFT] = (uint32_t)g;
-			if (segment_counts(c, seg) && sortable(s, i))
-				s->bucket[bucket_of(s, i) + 1]++;
-		}
-	}
-	for (b = 0; b < s->buckets; b++)
-		s->bucket[b + 1] += s->bucket[b];
-	s->n = (size_t)s->bucket[s->buckets];
-	s->order = pm_census_reserve(s->n * sizeof(*s->order));
-	if (!s->order) {
-		free(next);
-		return -ENOMEM;
-	}
-	memcpy(next, s->bucket, (s->buckets + 1) * sizeof(*next));
-	for (g = 0; g < c->nsegments; g++) {
-		const struct pm_segment *seg = &c->segments[g];
-		uint64_t i;
-
-		if (!segment_counts(c, seg))
-			continue;
-		for (i = seg->first; i < seg->first + seg->count; i++)
-			if (sortable(s, i))
-				s->order[next[bucket_of(s, i)]++] = (uint32_t)i;
-	}
-	free(next);
-	pthread_mutex_lock(&one);
-	sorting = s;
-	error = pm_census_run_threads(c, sort_thread);
-	pthread_mutex_unlock(&one);
-	return error;
-}
-
-static const struct pm_segment *segment_of(const struct sorter *s, uint64_t record)
-{
-	const struct pm_segment *g = &s->c->segments[s->hint[record >> HINT_SHIFT]];
-
-	while (record >= g->first + g->count)
-		g++;
-	return g;
-}
-
 /* ---- one group ---- */
 
 struct grouper {
-	struct sorter *s;
+	struct pm_sorter *s;
 	uint32_t max_page_sharing;
 	struct pm_census_pairs *pairs;
 	size_t npairs;
@@ -179,6 +21,7 @@ struct grouper {
 	struct pm_census_totals *t;
 	uint32_t *region; /* of each member, sorted */
 	uint64_t *address;
+	uint64_t ncommon; /* addresses of the group at hand that fork may have left shared */
 	size_t region_room;
 };
 
@@ -273,101 +116,195 @@ static uint64_t count_frames(struct grouper *gr, const uint32_t *member, size_t 
 		if (!(pos & PM_REC_ALIAS)) {
 			own++;
 		} else if (!c->frames_known) {
-			const struct pm_segment *g = segment_of(gr->s, member[i]);
+			const struct pm_segment *g = pm_segment_of(gr->s, member[i]);
 
 			gr->address[aliases++] = g->base + (pos & PM_POS_MASK);
 		}
 	}
 	/* Without frame numbers: fork leaves a shared page at the same address in both. */
+	gr->ncommon = 0;
 	if (aliases) {
 		qsort(gr->address, aliases, sizeof(*gr->address), compare_u64);
 		for (i = 0; i < aliases; i++)
-			own += !i || gr->address[i] != gr->address[i - 1];
+			gr->ncommon += !i || gr->address[i] != gr->address[i - 1];
 	}
+	own += gr->ncommon;
 	return own ? own : 1;
 }
 
-static int count_group(struct grouper *gr, const uint32_t *member, size_t n)
+/* What one content comes to. */
+struct sums {
+	uint64_t shared, sharing, unshared, aliases, merging, saved, within, between;
+};
+
+/* Content on n mappings of so many physical pages: does it merge, and into what? */
+static bool sum_content(const struct grouper *gr, uint64_t n, uint64_t frames, uint64_t spaces, bool ksm, struct sums *out)
+{
+	memset(out, 0, sizeof(*out));
+	if (frames < 2 && !ksm) { /* one page, or one that fork left shared: it equals itself only */
+		out->unshared = !!n;
+		out->aliases = n - !!n;
+		return false;
+	}
+	ksm_counts(n, gr->max_page_sharing, &out->shared, &out->sharing);
+	out->unshared = n - out->shared - out->sharing;
+	out->merging = n;
+	out->saved = frames > out->shared ? frames - out->shared : 0;
+	out->within = n - spaces;
+	out->between = spaces - !!spaces;
+	return true;
+}
+
+/* A content that is sampled stands for N, and adds to the variances; one that is counted for itself. */
+static void add_sums(struct grouper *gr, const struct sums *s, bool sampled)
+{
+	struct pm_census_totals *t = gr->t;
+	uint64_t n = sampled ? gr->s->c->sample : 1;
+	double one = sampled;
+
+	t->distinct += n;
+	t->shared += n * s->shared;
+	t->sharing += n * s->sharing;
+	t->unshared += n * s->unshared;
+	t->aliases += n * s->aliases;
+	t->merging += n * s->merging;
+	t->frames_saved += n * s->saved;
+	t->within += n * s->within;
+	t->between += n * s->between;
+	if (s->shared > 1) {
+		t->chains += n;
+		t->dups += n * s->shared;
+	}
+	t->distinct2 += one;
+	t->shared2 += one * (double)s->shared * (double)s->shared;
+	t->sharing2 += one * (double)s->sharing * (double)s->sharing;
+	t->unshared2 += one * (double)s->unshared * (double)s->unshared;
+	t->frames_saved2 += one * (double)s->saved * (double)s->saved;
+	t->within2 += one * (double)s->within * (double)s->within;
+	t->between2 += one * (double)s->between * (double)s->between;
+	t->volatile2 += one * (double)s->aliases * (double)s->aliases;
+	t->merging2 += one * (double)s->merging * (double)s->merging;
+}
+
+static int make_member_room(struct grouper *gr, size_t n)
+{
+	if (n <= gr->region_room)
+		return 0;
+	free(gr->region);
+	free(gr->address);
+	gr->region_room = n * 2;
+	gr->region = malloc(gr->region_room * sizeof(*gr->region));
+	gr->address = malloc(gr->region_room * sizeof(*gr->address));
+	return gr->region && gr->address ? 0 : -ENOMEM;
+}
+
+/* Fills gr->region, sorted; *spaces: how many spaces these are of.  Returns how many regions. */
+static uint64_t find_regions(struct grouper *gr, const uint32_t *member, size_t n, uint64_t *spaces)
+{
+	const struct pm_census *c = gr->s->c;
+	uint64_t regions = 0;
+	size_t i;
+
+	for (i = 0; i < n; i++)
+		gr->region[i] = pm_segment_of(gr->s, member[i])->region;
+	qsort(gr->region, n, sizeof(*gr->region), compare_u32);
+	*spaces = 0;
+	for (i = 0; i < n; i++) {
+		if (i && gr->region[i] == gr->region[i - 1])
+			continue;
+		regions++;
+		*spaces += !i || c->regions[gr->region[i - 1]].space != c->regions[gr->region[i]].space;
+	}
+	return regions;
+}
+
+/* Members become a group; `share`: of the frames that merging frees, for each of them. */
+static void mark_members(struct grouper *gr, const uint32_t *member, size_t n, double share)
 {
 	struct pm_census *c = gr->s->c;
-	struct pm_census_totals *t = gr->t;
-	uint64_t hash = c->hash[member[0]], frames, shared, sharing, saved, spaces = 0, regions = 0, within;
-	const struct pm_segment *g;
-	bool ksm = false;
 	size_t i, j;
 
-	t->distinct++;
-	t->distinct2 += 1;
-	if (n == 1) {
-		t->unshared++;
-		t->unshared2 += 1;
-		return 0;
-	}
-	if (n > gr->region_room) {
-		free(gr->region);
-		free(gr->address);
-		gr->region_room = n * 2;
-		gr->region = malloc(gr->region_room * sizeof(*gr->region));
-		gr->address = malloc(gr->region_room * sizeof(*gr->address));
-		if (!gr->region || !gr->address)
-			return -ENOMEM;
-	}
-	frames = count_frames(gr, member, n, &ksm);
-	if (frames < 2 && !ksm) { /* one page that fork left shared: it equals itself only */
-		t->unshared++;
-		t->unshared2 += 1;
-		t->aliases += n - 1;
-		return 0;
-	}
-	for (i = 0; i < n; i++)
-		gr->region[i] = segment_of(gr->s, member[i])->region;
-	qsort(gr->region, n, sizeof(*gr->region), compare_u32);
-	ksm_counts(n, gr->max_page_sharing, &shared, &sharing);
-	saved = frames > shared ? frames - shared : 0;
 	for (i = 0; i < n; i = j) {
 		struct pm_region *r = &c->regions[gr->region[i]];
 
 		for (j = i; j < n && gr->region[j] == gr->region[i]; j++)
 			;
-		regions++;
-		spaces += !i || c->regions[gr->region[i - 1]].space != r->space;
 		r->info.merging += j - i;
-		r->info.merging2 += (j - i) * (j - i);
-		r->info.saved += (double)(j - i) * (double)sharing / (double)n;
+		r->info.saved += (double)(j - i) * share;
 	}
-	within = n - spaces;
-	count_pairs(gr, gr->region, n, hash);
 	c->ngroups++;
 	for (i = 0; i < n; i++) {
-		t->already += !!(c->pos[member[i]] & PM_REC_KSM);
+		gr->t->already += c->pos[member[i]] & PM_REC_KSM ? c->sample : 0;
 		c->pos[member[i]] |= PM_REC_MERGED;
 		c->hash[member[i]] = c->ngroups; /* sorted past already: the hash is not needed any more */
 	}
-	t->shared += shared;
-	t->sharing += sharing;
-	t->unshared += n - shared - sharing;
-	t->merging += n;
-	t->frames_saved += saved;
-	t->within += within;
-	t->between += spaces - 1;
-	if (shared > 1) {
-		t->chains++;
-		t->dups += shared;
+}
+
+static int count_group(struct grouper *gr, const uint32_t *member, size_t n)
+{
+	struct pm_census *c = gr->s->c;
+	uint64_t hash = c->hash[member[0]], pages = n, frames = 1, counted, spaces = 1, regions;
+	struct pm_heavy *heavy = c->pos[member[0]] & PM_REC_HEAVY ? pm_heavy_find(c, hash) : NULL;
+	struct sums sums;
+	bool ksm = false;
+
+	if (n == 1 && !heavy) {
+		sum_content(gr, 1, 1, 1, false, &sums);
+		add_sums(gr, &sums, c->sample > 1);
+		return 0;
 	}
-	t->shared2 += (double)shared * (double)shared;
-	t->sharing2 += (double)sharing * (double)sharing;
-	t->frames_saved2 += (double)saved * (double)saved;
-	t->within2 += (double)within * (double)within;
-	t->between2 += (double)(spaces - 1) * (double)(spaces - 1);
-	t->merging2 += (double)n * (double)n;
+	if (make_member_room(gr, n))
+		return -ENOMEM;
+	counted = count_frames(gr, member, n, &ksm);
+	regions = find_regions(gr, member, n, &spaces);
+	if (heavy) {
+		pm_heavy_sum(c, heavy, &pages, &frames, &spaces);
+		if (!c->frames_known)
+			heavy->frames = (uint64_t)c->sample * gr->ncommon;
+		frames += heavy->frames;
+		heavy->merges = ksm;
+	} else {
+		frames = counted;
+	}
+	if (!sum_content(gr, pages, frames, spaces, ksm, &sums)) {
+		if (!heavy)
+			add_sums(gr, &sums, c->sample > 1);
+		return 0;
+	}
+	if (!heavy) /* those are summed up when all are through, see count_heavy() */
+		add_sums(gr, &sums, c->sample > 1);
+	count_pairs(gr, gr->region, n, hash);
 	if (gr->room) {
-		g = segment_of(gr->s, member[0]);
+		const struct pm_segment *g = pm_segment_of(gr->s, member[0]);
+
 		offer_top(gr, &(struct pm_census_top){
-			.hash = hash, .pages = n, .frames = frames, .spaces = spaces, .regions = regions, .region = g->region,
-			.page = g->base + (c->pos[member[0]] & PM_POS_MASK),
+			.hash = hash, .pages = pages, .frames = frames, .spaces = spaces, .regions = regions,
+			.region = g->region, .page = g->base + (c->pos[member[0]] & PM_POS_MASK),
 		});
 	}
+	mark_members(gr, member, n, (double)sums.sharing / (double)pages);
 	return 0;
+}
+
+/* Heavy contents, also those of which no record happened to be kept. */
+static void count_heavy(struct grouper *gr)
+{
+	const struct pm_census *c = gr->s->c;
+	size_t i;
+
+	for (i = 0; c->heavies && i <= c->heavy_mask; i++) {
+		const struct pm_heavy *h = &c->heavy[i];
+		uint64_t pages, frames, spaces;
+		struct sums sums;
+
+		if (!h->hits)
+			continue;
+		pm_heavy_sum(c, h, &pages, &frames, &spaces);
+		if (!pages)
+			continue;
+		sum_content(gr, pages, frames + h->frames, spaces, h->merges, &sums);
+		add_sums(gr, &sums, false);
+	}
 }
 
 static void count_zero(struct pm_census *c, struct pm_census_totals *t)
@@ -382,12 +319,14 @@ static void count_zero(struct pm_census *c, struct pm_census_totals *t)
 		for (i = seg->first; i < seg->first + seg->count; i++) {
 			struct pm_census_region_info *info = &c->regions[seg->region].info;
 
-			if (!segment_counts(c, seg))
+			if (!pm_segment_counts(c, seg))
 				continue;
 			if (c->pos[i] & PM_REC_VOLATILE) {
 				info->volatile_++;
-				t->volatile_++;
+				t->volatile_ += c->sample;
 				t->volatile2 += 1;
+				if (c->pos[i] & PM_REC_HEAVY)
+					pm_heavy_find(c, c->hash[i])->volatile_++;
 				if (c->pos[i] & PM_REC_ZERO) {
 					info->zero--;
 					aliases += !(c->pos[i] & PM_REC_ALIAS);
@@ -448,7 +387,7 @@ static int count_groups(struct grouper *gr)
 int pm_census_group(struct pm_census *c, uint32_t max_page_sharing, struct pm_census_pairs *pairs, size_t npairs,
 		    struct pm_census_top *top, size_t *ntop, struct pm_census_totals *totals)
 {
-	struct sorter s = { .c = c };
+	struct pm_sorter s = { .c = c };
 	struct grouper gr = { .s = &s, .max_page_sharing = max_page_sharing, .pairs = pairs, .npairs = npairs, .top = top,
 			      .room = ntop ? *ntop : 0, .t = totals };
 	size_t i;
@@ -473,14 +412,16 @@ int pm_census_group(struct pm_census *c, uint32_t max_page_sharing, struct pm_ce
 	for (s.half = 0; s.half < 2 && !error; s.half++) {
 		uint64_t bytes = c->held * (sizeof(*c->hash) + sizeof(*c->pos)) + c->nsegments * sizeof(*c->segments);
 
-		error = sort_records(&s);
+		error = pm_census_sort(&s);
 		if (!error)
 			error = count_groups(&gr);
-		bytes += s.n * sizeof(*s.order) + s.buckets * sizeof(*s.bucket) + (c->held >> HINT_SHIFT) * sizeof(*s.hint);
+		bytes += s.n * sizeof(*s.order) + s.buckets * sizeof(*s.bucket) + (c->held >> PM_HINT_SHIFT) * sizeof(*s.hint);
 		if (bytes > c->peak_bytes)
 			c->peak_bytes = bytes;
-		sorter_deinit(&s);
+		pm_sorter_deinit(&s);
 	}
+	if (!error)
+		count_heavy(&gr);
 	shrink_hashes(c);
 out:
 	for (i = 0; i < npairs; i++) {

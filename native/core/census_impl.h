@@ -26,6 +26,7 @@ enum pm_record_flag {
 	PM_REC_VOLATILE = 1u << 29,
 	PM_REC_MERGED = 1u << 30,   /* would be merged; set by grouping */
 };
+#define PM_REC_HEAVY (1u << 31) /* ... sampling: of a content that is counted, see census_heavy.c; no int holds it */
 
 struct pm_space {
 	int pid; /* 0: a file */
@@ -55,6 +56,15 @@ struct pm_window {
 	uint32_t region;
 };
 
+struct pm_heavy { /* a slot of an open hash table; hits 0: free */
+	uint64_t hash;
+	uint32_t hits;	    /* in the pilot */
+	uint32_t number;
+	uint64_t volatile_; /* records of it */
+	uint64_t frames;    /* of pages that may be shared by fork, told by their addresses (no frame numbers) */
+	bool merges;
+};
+
 struct pm_census {
 	uint32_t sample, threshold;
 	uint64_t salt;
@@ -74,6 +84,13 @@ struct pm_census {
 	size_t nwindows, windows_room;
 	struct pm_segment *segments;
 	size_t nsegments, segments_room;
+
+	uint32_t pilot_threshold;
+	uint64_t *pilot; /* hashes met */
+	size_t pilot_n, pilot_room;
+	struct pm_heavy *heavy;
+	size_t heavies, heavy_mask;
+	_Atomic uint32_t *heavy_cells; /* pages, frames; by heavy content and space */
 
 	uint64_t *hash; /* after grouping: uint32_t group numbers, see pm_group_of() */
 	uint32_t *pos;
@@ -118,6 +135,7 @@ struct pm_reader {
 	uint64_t *hash; /* records of this window */
 	uint32_t *pos;
 	uint32_t count;
+	bool pilot;
 	struct pm_census_region_info info; /* of this window */
 	uint64_t zero_frames;
 	uint64_t map[PM_PAGEMAP_BLOCK];
@@ -137,6 +155,41 @@ int pm_census_extents(struct pm_census *c, struct pm_space *s, uint64_t *from, u
 bool pm_census_next_data(const struct pm_space *s, const struct pm_region *r, uint64_t *at, uint64_t *end);
 int pm_census_fetch(const struct pm_space *s, uint64_t file_base, uint8_t *buffer, const uint64_t *page, const bool *common,
 	       unsigned int n, bool *got);
+
+/* Sampling: a look at some pages, and what it found; census_heavy.c. */
+int pm_pilot_begin(struct pm_census *c);
+bool pm_pilot_picks(const struct pm_census *c, uint32_t space, uint64_t page);
+void pm_pilot_put(struct pm_census *c, const uint64_t *hash, size_t n);
+int pm_pilot_end(struct pm_census *c);
+struct pm_heavy *pm_heavy_find(const struct pm_census *c, uint64_t hash); /* NULL: it is none */
+bool pm_heavy_keeps(const struct pm_census *c, uint64_t page);
+void pm_heavy_count(struct pm_census *c, const struct pm_heavy *h, uint32_t space, bool alias);
+/* Pages that did not change, physical pages, and spaces that have some. */
+void pm_heavy_sum(const struct pm_census *c, const struct pm_heavy *h, uint64_t *pages, uint64_t *frames, uint64_t *spaces);
+void pm_heavy_deinit(struct pm_census *c);
+
+struct pm_sorter {
+	struct pm_census *c;
+	uint32_t *order;
+	size_t n;
+	uint64_t half;	  /* sorted in two halves of the hash space, so that the index is half as long */
+	uint64_t *bucket; /* where each begins; one more than there are */
+	size_t buckets;
+	unsigned int shift;
+	uint32_t *hint; /* segment that holds record i << PM_HINT_SHIFT */
+};
+
+enum { PM_HINT_SHIFT = 10 };
+
+/* Index of all records of this half that can be equal to another; deinit whatever comes of it. */
+int pm_census_sort(struct pm_sorter *s);
+void pm_sorter_deinit(struct pm_sorter *s);
+const struct pm_segment *pm_segment_of(const struct pm_sorter *s, uint64_t record);
+
+static inline bool pm_segment_counts(const struct pm_census *c, const struct pm_segment *g)
+{
+	return pm_space_usable(c, c->regions[g->region].space);
+}
 
 /* Run fn in c->threads threads of low priority. */
 int pm_census_run_threads(struct pm_census *c, void *(*fn)(void *));

@@ -50,24 +50,44 @@ static bool is_sampled(const struct pm_census *c, uint64_t hash)
 	return (uint32_t)((hash ^ c->salt) * 0x9e3779b97f4a7c15u >> 32) <= c->threshold;
 }
 
-static void take_page(struct pm_reader *rd, const uint8_t *bytes, uint64_t position, uint32_t flag)
+/* Whether a page's record is kept; *flag says what it is. */
+static bool is_kept(struct pm_reader *rd, const struct pm_region *r, uint64_t hash, uint64_t page, uint32_t *flag)
 {
 	struct pm_census *c = rd->c;
-	uint64_t hash = pm_page_hash(bytes);
+	const struct pm_heavy *heavy;
 
-	rd->info.present++;
-	rd->info.huge += !!(flag & PM_REC_HUGE);
 	if (hash == c->zero_hash) {
 		rd->info.zero++;
-		rd->zero_frames += !(flag & PM_REC_ALIAS);
-		if (c->sample > 1)
-			return; /* counted, all of them, rather than sampled */
-		flag |= PM_REC_ZERO;
-	} else if (c->sample > 1 && !is_sampled(c, hash)) {
+		rd->zero_frames += !(*flag & PM_REC_ALIAS);
+		*flag |= PM_REC_ZERO;
+		return c->sample == 1; /* counted, all of them, rather than sampled */
+	}
+	if (c->sample == 1)
+		return true;
+	heavy = pm_heavy_find(c, hash);
+	if (!heavy)
+		return is_sampled(c, hash);
+	pm_heavy_count(c, heavy, r->space, *flag & PM_REC_ALIAS);
+	*flag |= PM_REC_HEAVY;
+	return pm_heavy_keeps(c, page);
+}
+
+static void take_page(struct pm_reader *rd, const struct pm_region *r, const uint8_t *bytes, uint64_t base, uint64_t page,
+		      uint32_t flag)
+{
+	uint64_t hash = pm_page_hash(bytes);
+
+	if (rd->pilot) {
+		if (hash != rd->c->zero_hash)
+			rd->hash[rd->count++] = hash;
 		return;
 	}
+	rd->info.present++;
+	rd->info.huge += !!(flag & PM_REC_HUGE);
+	if (!is_kept(rd, r, hash, page, &flag))
+		return;
 	rd->hash[rd->count] = hash;
-	rd->pos[rd->count++] = (uint32_t)position | flag;
+	rd->pos[rd->count++] = (uint32_t)(page - base) | flag;
 }
 
 static int flush_chunk(struct pm_reader *rd, const struct pm_region *r, uint64_t base)
@@ -82,17 +102,20 @@ static int flush_chunk(struct pm_reader *rd, const struct pm_region *r, uint64_t
 		return error;
 	for (i = 0; i < rd->n; i++) {
 		if (got[i])
-			take_page(rd, rd->buffer + (size_t)i * PM_PAGE_SIZE, rd->page[i] - base, rd->flag[i]);
+			take_page(rd, r, rd->buffer + (size_t)i * PM_PAGE_SIZE, base, rd->page[i], rd->flag[i]);
 		else
 			rd->info.lost++;
 	}
-	atomic_fetch_add_explicit(&rd->c->done, rd->n, memory_order_relaxed);
+	if (!rd->pilot)
+		atomic_fetch_add_explicit(&rd->c->done, rd->n, memory_order_relaxed);
 	rd->n = 0;
 	return 0;
 }
 
 static int push_page(struct pm_reader *rd, const struct pm_region *r, uint64_t base, uint64_t page, uint32_t flag, bool common)
 {
+	if (rd->pilot && !pm_pilot_picks(rd->c, r->space, page))
+		return 0;
 	rd->page[rd->n] = page;
 	rd->common[rd->n] = common;
 	rd->flag[rd->n++] = flag;
@@ -119,10 +142,12 @@ static int read_extent(struct pm_reader *rd, const struct pm_region *r, uint64_t
 
 			if ((map[i] & (PAGEMAP_PRESENT | PAGEMAP_FILE)) != PAGEMAP_PRESENT)
 				continue;
-			if (is_merged_now(c, map[i]))
-				flag |= PM_REC_KSM;
-			if (seen_before(c, map[i]))
-				flag |= PM_REC_ALIAS;
+			if (!rd->pilot) {
+				if (is_merged_now(c, map[i]))
+					flag |= PM_REC_KSM;
+				if (seen_before(c, map[i]))
+					flag |= PM_REC_ALIAS;
+			}
 			error = push_page(rd, r, base, at + i, flag, !(map[i] & PAGEMAP_EXCLUSIVE));
 			if (error)
 				return error;
@@ -233,6 +258,35 @@ static void *read_thread(void *arg)
 	return NULL;
 }
 
+/* What can't be read is told by the reading that follows. */
+static void *pilot_thread(void *arg)
+{
+	struct pm_census *c = arg;
+	struct pm_reader *rd = pm_reader_create(c);
+	uint64_t i;
+
+	if (!rd)
+		return NULL;
+	rd->pilot = true;
+	while (!atomic_load(&c->cancelled) && (i = atomic_fetch_add(&c->next, 1)) < c->nwindows) {
+		rd->n = 0;
+		rd->count = 0;
+		(void)read_window(rd, &c->windows[i]);
+		pm_pilot_put(c, rd->hash, rd->count);
+	}
+	pm_reader_destroy(rd);
+	return NULL;
+}
+
+static int run_pilot(struct pm_census *c)
+{
+	int error = pm_pilot_begin(c);
+
+	if (!error)
+		error = pm_census_run_threads(c, pilot_thread);
+	return error ? error : pm_pilot_end(c);
+}
+
 struct errand {
 	struct pm_census *c;
 	void *(*fn)(void *);
@@ -294,7 +348,9 @@ int pm_census_read(struct pm_census *c)
 	c->pos = pm_census_reserve(c->room * sizeof(*c->pos));
 	if (!c->hash || !c->pos)
 		return -ENOMEM;
-	error = pm_census_run_threads(c, read_thread);
+	error = c->sample > 1 ? run_pilot(c) : 0;
+	if (!error)
+		error = pm_census_run_threads(c, read_thread);
 	free(c->windows);
 	c->windows = NULL;
 	c->nwindows = c->windows_room = 0;

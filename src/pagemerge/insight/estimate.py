@@ -44,7 +44,7 @@ _Z95: Final = 1.959964
 
 _REGION_FIELDS: Final = (
     *((name, "u8") for name in ("present", "zero", "huge", "lost", "held", "volatile")),
-    *((name, "u8") for name in ("merging", "merging2")),
+    ("merging", "u8"),
     ("saved", "f8"),
     *((name, "u8") for name in ("runs", "vmas", "split_huge")),
 )
@@ -170,37 +170,36 @@ def summarize(reading: Reading) -> Estimate:
     with_zero, without_zero = (_variant(totals, present, options, use) for use in (1, 0))
     chosen = with_zero if options.use_zero_pages else without_zero
     zero_left = 0 if options.use_zero_pages else totals["zero"] - sum(_zero_sums(totals, options))
-    zero_chain = chosen.pages_shared - n * totals["shared"]
+    zero_chain = chosen.pages_shared - totals["shared"]
     shown = {
         "pages_shared": ("shared", chosen.pages_shared),
         "pages_sharing": ("sharing", chosen.pages_sharing),
-        "pages_unshared": ("unshared", n * totals["unshared"] + zero_left),
-        "pages_volatile": ("volatile", n * (totals["volatile"] + totals["aliases"])),
-        "frames_saved": ("frames_saved", n * totals["frames_saved"] + _zero_saved(totals, options)),
-        "within_pages": ("within", n * totals["within"] + totals["zero"] - totals["zero_spaces"]),
-        "between_pages": ("between", n * totals["between"] + max(0, totals["zero_spaces"] - 1)),
-        "distinct_contents": ("distinct", n * totals["distinct"]),
+        "pages_unshared": ("unshared", totals["unshared"] + zero_left),
+        "pages_volatile": ("volatile", totals["volatile"] + totals["aliases"]),
+        "frames_saved": ("frames_saved", totals["frames_saved"] + _zero_saved(totals, options)),
+        "within_pages": ("within", totals["within"] + totals["zero"] - totals["zero_spaces"]),
+        "between_pages": ("between", totals["between"] + max(0, totals["zero_spaces"] - 1)),
+        "distinct_contents": ("distinct", totals["distinct"]),
     }
     vmas = [process.vmas_after - process.vmas for process in processes]
-    held = totals["held"]
     return Estimate(
         **{name: value for name, (_, value) in shown.items()},
         ksm_zero_pages=chosen.ksm_zero_pages,
-        stable_node_chains=n * totals["chains"] + (zero_chain > 1),
-        stable_node_dups=n * totals["dups"] + (zero_chain if zero_chain > 1 else 0),
+        stable_node_chains=totals["chains"] + (zero_chain > 1),
+        stable_node_dups=totals["dups"] + (zero_chain if zero_chain > 1 else 0),
         general_profit=chosen.general_profit,
         use_zero_pages=options.use_zero_pages,
         max_page_sharing=options.max_page_sharing,
         rmap_items=present - (totals["zero"] if options.use_zero_pages else 0),
         present_pages=present,
         zero_pages=totals["zero"],
-        already_pages=n * totals["already"],
+        already_pages=totals["already"],
         huge_pages=sum(process.huge_pages for process in processes),
         split_huge_pages=sum(process.split_huge_pages for process in processes),
         volatile_share=None
         if options.settle_seconds is None
-        else totals["volatile"] / held
-        if held
+        else totals["volatile"] / present
+        if present
         else 0.0,
         without_zero_pages=without_zero,
         with_zero_pages=with_zero,
@@ -215,10 +214,10 @@ def summarize(reading: Reading) -> Estimate:
         read_bytes=int(table["present"].sum()) * PAGE_SIZE,
         read_seconds=reading.seconds,
         held_bytes=reading.census.held_bytes(),
-        held_pages=held,
+        held_pages=totals["held"],
         ksmd=ksmd_cost(
             present,
-            n * totals["merging"] + (0 if options.use_zero_pages else totals["zero"]),
+            totals["merging"] + (0 if options.use_zero_pages else totals["zero"]),
             totals["zero"] if options.use_zero_pages else 0,
             pages_to_scan=options.pages_to_scan,
             sleep_millisecs=options.sleep_millisecs,
@@ -260,11 +259,11 @@ def _zero_saved(totals: dict[str, Any], options: EstimateOptions) -> int:
 def _variant(
     totals: dict[str, Any], present: int, options: EstimateOptions, use_zero_pages: int
 ) -> ZeroVariant:
-    n, zero = options.sample, totals["zero"] if use_zero_pages else 0
+    zero = totals["zero"] if use_zero_pages else 0
     shared, sharing = (0, 0) if use_zero_pages else _zero_sums(totals, options)
-    sharing += n * totals["sharing"]
+    sharing += totals["sharing"]
     return ZeroVariant(
-        pages_shared=shared + n * totals["shared"],
+        pages_shared=shared + totals["shared"],
         pages_sharing=sharing,
         ksm_zero_pages=zero,
         general_profit=(sharing + zero) * PAGE_SIZE - (present - zero) * RMAP_ITEM_BYTES,
