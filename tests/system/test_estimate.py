@@ -40,6 +40,7 @@ def test_equal_pages_of_two_processes_are_found() -> None:
     assert result.pages_shared == result.pages_sharing == PAGES
     assert result.between_pages == PAGES
     assert result.within_pages == 0
+    assert result.engine is not None
     assert result.engine.runs == 2
     assert [process.present_pages for process in result.processes] == [PAGES, PAGES]
 

@@ -6,6 +6,7 @@
 
 from pagemerge.insight.advise import Advice, AdvisedRegion, advise
 from pagemerge.insight.estimate import EstimateOptions, estimate
+from pagemerge.insight.model import EngineCost, KsmdCost
 from pagemerge.insight.results import (
     Estimate,
     Interval,
@@ -21,9 +22,11 @@ __all__ = [
     "LANGUAGES",
     "Advice",
     "AdvisedRegion",
+    "EngineCost",
     "Estimate",
     "EstimateOptions",
     "Interval",
+    "KsmdCost",
     "Matrix",
     "ProcessEstimate",
     "RegionEstimate",

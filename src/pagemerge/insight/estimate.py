@@ -222,7 +222,9 @@ def summarize(reading: Reading) -> Estimate:
             pages_to_scan=options.pages_to_scan,
             sleep_millisecs=options.sleep_millisecs,
         ),
-        engine=engine_cost(
+        engine=None
+        if n > 1
+        else engine_cost(
             present,
             runs,
             run_pages,
@@ -326,7 +328,7 @@ def _processes(reading: Reading, table: npt.NDArray[Any]) -> list[ProcessEstimat
                 huge_pages=int(rows["huge"].sum()),
                 split_huge_pages=int(rows["split_huge"].sum()),
                 vmas=space.vmas,
-                vmas_after=space.vmas + added,
+                vmas_after=space.vmas + (added if n == 1 else 0),
                 note=space.note,
             )
         )
@@ -394,6 +396,11 @@ def _notes(reading: Reading, processes: Sequence[ProcessEstimate]) -> list[str]:
         notes.append(
             "physical page numbers are hidden (CAP_SYS_ADMIN): pages at one address in parent and "
             "child are taken as shared by fork"
+        )
+    if reading.options.sample > 1:
+        notes.append(
+            "a sample of contents does not tell what lies side by side: the engine's runs and VMAs "
+            "are unknown, and of huge pages only those are counted that a sampled page would split"
         )
     limit = read_max_map_count()
     over = [p for p in processes if limit and p.vmas_after > limit]

@@ -125,7 +125,12 @@ def _cards(e: Estimate) -> str:
             render_duration(e.ksmd.settle_seconds),
             f"for ksmd to settle at {e.ksmd.pages_to_scan} pages / {e.ksmd.sleep_millisecs} ms",
         ),
-        (render_count(e.engine.vmas), f"VMAs for the engine, {render_count(e.engine.runs)} runs"),
+        ("unknown", "VMAs for the engine: sampled")
+        if e.engine is None
+        else (
+            render_count(e.engine.vmas),
+            f"VMAs for the engine, {render_count(e.engine.runs)} runs",
+        ),
     ]
     inner = "".join(
         f"<div class=card><b>{_text(value)}</b><span>{_text(what)}</span></div>"
@@ -210,6 +215,8 @@ def _processes_section(e: Estimate) -> str:
 
 
 def _runs_section(e: Estimate) -> str:
+    if e.engine is None:
+        return ""
     lengths = [f"{1 << i}" if i < 1 else f"{1 << i}-{(2 << i) - 1}" for i in range(16)]
     lengths[-1] = f"{1 << 15}-"
     last = max((i for i, count in enumerate(e.engine.run_lengths) if count), default=0)

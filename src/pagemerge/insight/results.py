@@ -43,7 +43,7 @@ class ProcessEstimate:
         volatile_pages: changed between the two looks.
         huge_pages: 4 KiB pages in huge mappings.
         split_huge_pages: huge pages (2 MiB) that merging would split.
-        vmas: mappings that it has; vmas_after: with the engine's merging.
+        vmas: mappings that it has; vmas_after: with the engine's merging (the same when sampling).
         note: why it, or a part of it, is left out.
     """
 
@@ -146,6 +146,7 @@ class Estimate:
         frames_known: whether the kernel showed which pages are physically the same.
         read_bytes, read_seconds: of the first look.
         held_bytes: memory that the estimate took at its peak; held_pages: records in it.
+        engine: what the engine would need; None when sampling, which does not show runs.
         settle_seconds: between the looks; None: one look, volatile pages unknown.
     """
 
@@ -181,7 +182,7 @@ class Estimate:
     held_bytes: int
     held_pages: int
     ksmd: KsmdCost
-    engine: EngineCost
+    engine: EngineCost | None
     processes: tuple[ProcessEstimate, ...]
     regions: tuple[RegionEstimate, ...]
     matrices: tuple[Matrix, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from pagemerge.insight import Estimate, Matrix
+from pagemerge.insight import EngineCost, Estimate, Matrix
 from pagemerge.units import (
     pages_to_bytes,
     render_bytes,
@@ -116,19 +116,26 @@ def _price(e: Estimate) -> list[tuple[str, str, str]]:
             f"{e.ksmd.cpu_percent:.1f} % of a core meanwhile",
         ),
         ("ksmd, metadata", render_bytes(64 * e.rmap_items), f"{render_count(e.rmap_items)} pages"),
-        (
-            "engine, VMAs",
-            render_count(e.engine.vmas),
-            f"{render_count(e.engine.runs)} runs; at most {render_count(e.engine.vmas_most)} "
-            "in one process",
-        ),
-        ("engine, CPU", render_duration(e.engine.cpu_seconds), "to settle"),
+        *_engine_price(e.engine),
         (
             "this estimate",
             render_duration(e.read_seconds),
             f"{render_bytes(round(rate))}/s, {render_bytes(e.held_bytes)} held"
             + (f", one content in {e.sample}" if e.sample > 1 else ""),
         ),
+    ]
+
+
+def _engine_price(cost: EngineCost | None) -> list[tuple[str, str, str]]:
+    if cost is None:
+        return [("engine", "unknown", "a sample does not show what lies side by side")]
+    return [
+        (
+            "engine, VMAs",
+            render_count(cost.vmas),
+            f"{render_count(cost.runs)} runs; one process has {render_count(cost.vmas_most)} then",
+        ),
+        ("engine, CPU", render_duration(cost.cpu_seconds), "to settle"),
     ]
 
 
