@@ -77,6 +77,9 @@ class LiveSummary:
         """Show nothing yet."""
         self._summary = summary
         self._name_of = name_of
+        self._second = 0
+        self._lines = 0
+        self.hidden = 0  # lines that were not shown
         self._live = Live(
             console=console,
             get_renderable=self._render,
@@ -85,9 +88,6 @@ class LiveSummary:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._second = 0
-        self._lines = 0
-        self.hidden = 0  # lines that were not shown
 
     def __enter__(self) -> LiveSummary:
         """Show it."""
@@ -122,6 +122,8 @@ class LiveSummary:
                 Text(f"{render_count(self.hidden)} lines not shown; into a file they all go")
             )
         lines.append(Text("Ctrl-C ends it", style="dim"))
+        if not summary.processes:
+            return Group(*lines)
         return Group(*lines, _process_table(summary, self._name_of, _LIVE_PROCESSES))
 
 

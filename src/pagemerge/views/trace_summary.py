@@ -135,9 +135,9 @@ class TraceSummary:
 
     def recent_rate(self, now: float) -> float:
         """Tell how many pages a second were merged in the last seconds before `now`."""
-        while self._recent and self._recent[0][0] < now - _RATE_SECONDS:
-            self._recent.popleft()
-        return sum(count for _, count in self._recent) / _RATE_SECONDS
+        # a copy: the live view asks in a thread of its own
+        rows = list(self._recent)
+        return sum(count for when, count in rows if when >= now - _RATE_SECONDS) / _RATE_SECONDS
 
     def to_dict(self) -> dict[str, Any]:
         """Give it as JSON takes it; pids become texts there."""
