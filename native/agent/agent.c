@@ -3,13 +3,13 @@
 #include "agent.h"
 
 #include <link.h>
-#include <linux/futex.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "calls.h"
 #include "link.h"
+#include "lock.h"
 #include "marks.h"
 
 void pm_hooks_install(void); /* hooks.c */
@@ -36,25 +36,6 @@ static int find_own(struct dl_phdr_info *info, size_t size, void *found)
 	return 0;
 }
 
-static _Atomic uint32_t replacing;
-
-/* One at a time stops threads and replaces: the agent's thread, or a thread of the program that unmerges. */
-void pm_replace_lock(void)
-{
-	uint32_t nobody = 0;
-
-	while (!atomic_compare_exchange_strong(&replacing, &nobody, 1)) {
-		syscall(SYS_futex, &replacing, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, 1, NULL, NULL, 0);
-		nobody = 0;
-	}
-}
-
-void pm_replace_unlock(void)
-{
-	atomic_store(&replacing, 0);
-	syscall(SYS_futex, &replacing, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 1, NULL, NULL, 0);
-}
-
 /* The library's own variables; its neighbours in memory can't be told from them by /proc/self/maps. */
 bool pm_is_own(uint64_t start, uint64_t end)
 {
@@ -65,23 +46,12 @@ bool pm_is_own(uint64_t start, uint64_t end)
 	return (start < own_end && end > own_start) || pm_link_owns(start, end) || pm_marks_own(start, end);
 }
 
-static void before_fork(void)
-{
-	pm_replace_lock(); /* no fork in the middle of a replacement */
-	pm_marks_lock();
-}
-
-static void after_fork_parent(void)
-{
-	pm_marks_unlock();
-	pm_replace_unlock();
-}
-
 static void after_fork_child(void)
 {
-	atomic_store(&replacing, 0);
-	pm_marks_unlock();
+	pm_marks_forked();
 	pm_gate_reset();
+	pm_table_forked();
+	pm_locks_forked_child();
 	pm_link_forked();
 }
 
@@ -92,7 +62,7 @@ static void set_up(const char *path, bool preloaded)
 	pm_link_configure(path, getenv("PAGEMERGE_DOMAIN"), preloaded);
 	pm_is_own(0, 0); /* looks for itself now: later, the loader may be busy with somebody who waits for us */
 	if (!atomic_exchange(&done, true))
-		pthread_atfork(before_fork, after_fork_parent, after_fork_child);
+		pthread_atfork(pm_locks_fork, pm_locks_forked, after_fork_child);
 }
 
 __attribute__((constructor)) static void preload(void)

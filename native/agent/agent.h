@@ -54,8 +54,15 @@ void pm_vma_end(void);
 /* dir.c */
 int pm_dir_each(int dir, int (*see)(const char *name, void *context), void *context);
 
+/* table.c: descriptors of the agent's thread alone */
+bool pm_table_separate(void); /* this thread's from now on; false: they stay the program's */
+bool pm_table_is_own(void);
+void pm_table_forked(void);
+
 /* agent.c */
 bool pm_is_own(uint64_t start, uint64_t end); /* memory that the agent itself writes */
+
+/* lock.c */
 void pm_replace_lock(void);
 void pm_replace_unlock(void);
 

@@ -8,7 +8,9 @@
 
 #include "calls.h"
 #include "link.h"
+#include "lock.h"
 #include "marks.h"
+#include "refusal.h"
 #include "replace.h"
 
 PM_API long mbind(void *, unsigned long, int, const unsigned long *, unsigned long, unsigned int); /* <numaif.h> */
@@ -42,64 +44,88 @@ static int result(long value)
 	return -1;
 }
 
-/* Break the sharing of pool mappings in the range, now: each page becomes the process's own. With the replacing lock held. */
-static long break_sharing(uint64_t start, uint64_t end)
+/* A range, and what is to be done with it in the agent's thread, with the replacing lock held. */
+struct task {
+	uint64_t start, end;
+	uint32_t kind; /* enum pm_mark */
+	long result;   /* 0 or -errno */
+};
+
+static long in_agent(void (*work)(void *), uint64_t start, uint64_t end, uint32_t kind)
 {
-	while (start < end) {
-		struct pm_vma vma;
+	struct task task = { start, end, kind, 0 };
 
-		if (pm_vma_find(start, &vma) || vma.start >= end)
-			break;
-		uint64_t from = vma.start > start ? vma.start : start, to = vma.end < end ? vma.end : end;
+	pm_errand(work, &task);
+	return task.result;
+}
 
-		start = vma.end;
+/* Break the sharing of pool mappings in the range, now: each page becomes the process's own. */
+static void break_sharing(void *argument)
+{
+	struct task *task = argument;
+	struct pm_vma vma;
+
+	for (uint64_t start = task->start; start < task->end && pm_vma_find(start, &vma) == 0 && vma.start < task->end; start = vma.end) {
+		uint64_t from = vma.start > start ? vma.start : start, to = vma.end < task->end ? vma.end : task->end;
+
 		if (!vma.pool)
 			continue;
 		if (vma.prot & PROT_WRITE) {
 			if (syscall(SYS_madvise, from, to - from, MADV_POPULATE_WRITE) == 0)
 				continue;
-			if (errno == ENOMEM || errno == EINTR)
-				return errno == ENOMEM ? -EAGAIN : -EINTR;
+			if (errno == ENOMEM || errno == EINTR) {
+				task->result = errno == ENOMEM ? -EAGAIN : -EINTR;
+				return;
+			}
 		}
-		int error = pm_make_anonymous(from, to, true, NULL);
-		if (error)
-			return error;
+		task->result = pm_make_anonymous(from, to, true, NULL);
+		if (task->result)
+			return;
 	}
-	return 0;
+}
+
+static void make_anonymous(void *argument)
+{
+	struct task *task = argument;
+
+	task->result = pm_make_anonymous(task->start, task->end, true, NULL);
+}
+
+/* Mark what there is of private memory in the range; -ENOMEM when there are holes in it. */
+static void mark(void *argument)
+{
+	struct task *task = argument;
+	struct pm_vma vma;
+
+	for (uint64_t at = task->start; at < task->end; at = vma.end) {
+		if (pm_vma_find(at, &vma) || vma.start >= task->end) {
+			task->result = -ENOMEM;
+			return;
+		}
+		if (vma.start > at)
+			task->result = -ENOMEM;
+		uint64_t from = vma.start > at ? vma.start : at, to = vma.end < task->end ? vma.end : task->end;
+
+		if (!vma.shared && (vma.anonymous || vma.pool))
+			pm_marks_set(from, to, task->kind);
+	}
 }
 
 /* madvise(MADV_MERGEABLE or MADV_UNMERGEABLE) as the kernel's: 0 or -errno. */
 long pm_calls_mergeable(uint64_t start, size_t length, bool on)
 {
-	uint64_t end = start + pm_page_up(length), at = start;
-	long error = 0;
+	uint64_t end = start + pm_page_up(length);
+	long error, broken = 0;
 
 	if (start % PM_PAGE_SIZE || end < start || (length && !pm_page_up(length)))
 		return -EINVAL;
 	if (start == end)
 		return 0;
+	pm_link_start();
+	pm_replace_lock();
+	error = in_agent(mark, start, end, on ? PM_MARK_MERGEABLE : PM_MARK_UNMERGEABLE);
 	if (!on)
-		pm_replace_lock();
-	while (at < end) {
-		struct pm_vma vma;
-
-		if (pm_vma_find(at, &vma) || vma.start >= end) {
-			error = -ENOMEM;
-			break;
-		}
-		if (vma.start > at)
-			error = -ENOMEM;
-		uint64_t from = vma.start > at ? vma.start : at, to = vma.end < end ? vma.end : end;
-
-		if (!vma.shared && (vma.anonymous || vma.pool))
-			pm_marks_set(from, to, on ? PM_MARK_MERGEABLE : PM_MARK_UNMERGEABLE);
-		at = vma.end;
-	}
-	if (on) {
-		pm_link_start();
-		return error;
-	}
-	long broken = break_sharing(start, end);
+		broken = in_agent(break_sharing, start, end, 0);
 	pm_replace_unlock();
 	return broken ? broken : error;
 }
@@ -112,14 +138,14 @@ long pm_calls_seal(uint64_t start, uint64_t end, bool on)
 
 	if (start % PM_PAGE_SIZE || end % PM_PAGE_SIZE || start >= end)
 		return -EINVAL;
+	if (on)
+		pm_link_start();
 	pm_replace_lock(); /* not in the middle of a replacement that relies on the promise */
 	if (syscall(SYS_mprotect, start, end - start, prot))
 		error = -errno;
 	else
 		pm_marks_set(start, end, on ? PM_MARK_SEALED : PM_MARK_UNSEALED);
 	pm_replace_unlock();
-	if (!error && on)
-		pm_link_start();
 	return error;
 }
 
@@ -133,24 +159,26 @@ long pm_calls_merge_any(bool on)
 	}
 	pm_replace_lock();
 	pm_marks_set_all(false);
-	long error = break_sharing(atomic_load(&merged_low), atomic_load(&merged_high));
+	long error = in_agent(break_sharing, atomic_load(&merged_low), atomic_load(&merged_high), 0);
 	pm_replace_unlock();
 	return error;
 }
 
 /* Fresh zeros over the pool mappings of the range, as MADV_DONTNEED leaves behind on anonymous memory.  One call each, no stop needed. */
-static long discard(uint64_t start, uint64_t end)
+static void discard(void *argument)
 {
+	struct task *task = argument;
 	struct pm_vma vma;
 
-	for (; start < end && pm_vma_find(start, &vma) == 0 && vma.start < end; start = vma.end) {
-		uint64_t from = vma.start > start ? vma.start : start, to = vma.end < end ? vma.end : end;
+	for (uint64_t start = task->start; start < task->end && pm_vma_find(start, &vma) == 0 && vma.start < task->end; start = vma.end) {
+		uint64_t from = vma.start > start ? vma.start : start, to = vma.end < task->end ? vma.end : task->end;
 
 		if (vma.pool && pm_mmap((void *)(uintptr_t)from, to - from, vma.prot,
-					MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED)
-			return -errno;
+					MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED) {
+			task->result = -errno;
+			return;
+		}
 	}
-	return 0;
 }
 
 /*
@@ -183,7 +211,7 @@ static void exclude(uint64_t start, uint64_t end)
 		return;
 	pm_marks_set(start, end, PM_MARK_EXCLUDED);
 	if (may_be_merged(start, end))
-		pm_make_anonymous(start, end, true, NULL);
+		in_agent(make_anonymous, start, end, 0);
 }
 
 void pm_calls_exclude(uint64_t start, uint64_t end)
@@ -209,8 +237,8 @@ PM_API int madvise(void *addr, size_t length, int advice)
 	} else {
 		locked = enter(start, end);
 		if (sane && locked && (advice == MADV_DONTNEED || advice == MADV_FREE || advice == 24 /* DONTNEED_LOCKED */)) {
-			error = result(discard(start, end));
-			pm_link_tell(PM_GONE, &(struct pm_range){ start, end, PM_GONE_DISCARDED, 0 }, 1);
+			error = result(in_agent(discard, start, end, 0));
+			pm_marks_discarded(start, end);
 		}
 	}
 	if (!error)
@@ -249,11 +277,11 @@ PM_API void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
 	if (locked) {
 		pm_gate_leave();
 		pm_replace_lock();
-		int error = pm_make_anonymous(start, end, true, NULL); /* grown, a mapping of the pool would show what comes next there */
+		long error = in_agent(make_anonymous, start, end, 0); /* grown, a mapping of the pool would show what comes next there */
 
 		if (error) {
 			leave(locked);
-			errno = -error;
+			errno = (int)-error;
 			return MAP_FAILED;
 		}
 	}
@@ -330,10 +358,10 @@ PM_API int mlock2(const void *addr, size_t length, unsigned int flags)
 PM_API int mlockall(int flags)
 {
 	pm_replace_lock();
-	pm_make_anonymous(atomic_load(&merged_low), atomic_load(&merged_high), true, NULL);
+	in_agent(make_anonymous, atomic_load(&merged_low), atomic_load(&merged_high), 0);
 	int error = (int)syscall(SYS_mlockall, flags);
 	if (!error)
-		pm_link_refuse(PM_REFUSE_LOCKED, true);
+		pm_refuse(PM_REFUSE_LOCKED, true);
 	pm_replace_unlock();
 	return error;
 }
@@ -343,7 +371,7 @@ PM_API int munlockall(void)
 	int error = (int)syscall(SYS_munlockall);
 
 	if (!error)
-		pm_link_refuse(PM_REFUSE_LOCKED, false);
+		pm_refuse(PM_REFUSE_LOCKED, false);
 	return error;
 }
 

@@ -25,10 +25,10 @@ static uint64_t inodes[PM_FDS_MAX];
 static int read_self(void *to, uint64_t from, size_t length)
 {
 	struct iovec local = { to, length }, remote = { (void *)(uintptr_t)from, length };
-	ssize_t n = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
+	ssize_t n = process_vm_readv((pid_t)syscall(SYS_gettid), &local, 1, &remote, 1, 0);
 
 	if (n < 0 && (errno == EPERM || errno == ENOSYS)) {
-		int fd = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+		int fd = open("/proc/thread-self/mem", O_RDONLY | O_CLOEXEC);
 
 		if (fd < 0)
 			return -errno;
@@ -373,7 +373,7 @@ static bool is_segment(int fd)
 	char path[48], target[sizeof(PM_POOL_PATH)] = "";
 	int seals = fcntl(fd, F_GET_SEALS);
 
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	snprintf(path, sizeof(path), "/proc/thread-self/fd/%d", fd);
 	return seals >= 0 && (seals & needed) == needed && readlink(path, target, sizeof(target) - 1) > 0 &&
 	       strcmp(target, PM_POOL_PATH) == 0;
 }

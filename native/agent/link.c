@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The agent's thread and its socket: says hello, tells the marks, carries out requests, looks for a daemon again when it is gone.
+ * The agent's thread and its socket: says hello, tells the marks, carries out requests and errands, looks for a daemon again when it is gone.
  *
- * The socket is the only descriptor that is kept.  Programs close descriptors that they did not open, and open others under the same number;
- * so it lives high up, and its cookie is looked at before each use.  What is not ours any more is left alone.
+ * The thread has a descriptor table of its own (table.c).  Where it can't have one, the socket is the only descriptor that is kept.  Programs close descriptors
+ * that they did not open, and open others under the same number; so it lives high up then, and its cookie is looked at before each use.  What is not ours
+ * any more is left alone.
  */
 #include "link.h"
 
@@ -17,26 +18,29 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <time.h>
 
+#include "lock.h"
 #include "marks.h"
 #include "proto.h"
+#include "refusal.h"
 #include "replace.h"
 
-enum { STACK_BYTES = 256 << 10, FD_FLOOR = 500, RETRY_FIRST_MS = 50, RETRY_MOST_MS = 1000, LOOK_AGAIN_MS = 10000 };
+enum { STACK_BYTES = 256 << 10, FD_FLOOR = 500, RETRY_FIRST_MS = 50, RETRY_MOST_MS = 1000, LOOK_AGAIN_MS = 10000,
+       LINGER_MS = 10, SHARED_LOOK_MS = 20, NOTES_AT_ONCE = 64 };
 
 static char socket_path[108], domain[PM_DOMAIN_MAX];
-static int sock = -1;
+static int sock = -1, bell_fd = -1;
 static uint64_t sock_cookie;
-static bool started, was_connected, preloaded, forked;
+static _Atomic bool started;
+static bool was_connected, preloaded, forked, private_table;
 static int32_t fork_parent;
-static pid_t owner; /* of this state: a child of vfork(2) shares it, but must not speak for its parent */
 static uint32_t barriers, freeze_max_usecs;
 static pthread_t thread;
 static atomic_bool greeted; /* hello is said; nothing may come before it */
-static _Atomic uint32_t refused_for; /* enum pm_refusal */
 static char *stack;
 
 static struct {
@@ -49,7 +53,6 @@ void pm_link_configure(const char *path, const char *its_domain, bool is_preload
 	snprintf(socket_path, sizeof(socket_path), "%s", path);
 	snprintf(domain, sizeof(domain), "%s", its_domain ? its_domain : "");
 	preloaded = is_preloaded;
-	owner = getpid();
 }
 
 bool pm_link_configured(void)
@@ -70,7 +73,7 @@ static int ours(void)
 {
 	int fd = sock;
 
-	if (fd >= 0 && read_cookie(fd) != sock_cookie)
+	if (fd >= 0 && !private_table && read_cookie(fd) != sock_cookie)
 		fd = sock = -1;
 	return fd;
 }
@@ -80,6 +83,7 @@ static void hang_up(void)
 	int fd = ours();
 
 	atomic_store(&greeted, false);
+	pm_marks_listen(false);
 	if (fd >= 0)
 		close(fd);
 	sock = -1;
@@ -110,39 +114,85 @@ static int send_datagram(const void *datagram, size_t length, const int *fds, ui
 	return sendmsg(fd, &message, MSG_NOSIGNAL | flags) < 0 ? -errno : 0;
 }
 
-static void tell(uint32_t type, const struct pm_range *ranges, uint32_t count, int flags)
+/*
+ * Wait until the socket is ready for `events`, there is an errand or a note, or the time is over.  True: the socket is ready, or broken.
+ *
+ * In a table that is shared with the program no second descriptor is kept, only the signal is waited for, and the socket looked at now and then.
+ */
+static bool wait_for(short events, int timeout_ms)
+{
+	struct pollfd fds[2] = { { .fd = ours(), .events = events }, { .fd = bell_fd, .events = POLLIN } };
+
+	if (bell_fd < 0) {
+		int most = fds[0].fd >= 0 && timeout_ms > SHARED_LOOK_MS ? SHARED_LOOK_MS : timeout_ms;
+		struct timespec limit = { .tv_sec = most / 1000, .tv_nsec = most % 1000 * 1000000 };
+		uint64_t bell = 1ULL << (PM_WAKE_SIGNAL - 1);
+
+		if (poll(fds, 1, 0) == 0)
+			syscall(SYS_rt_sigtimedwait, &bell, NULL, &limit, sizeof(bell));
+		poll(fds, 1, 0);
+	} else if (poll(fds, 2, timeout_ms) > 0 && fds[1].revents) {
+		struct signalfd_siginfo info[16];
+
+		while (read(bell_fd, info, sizeof(info)) == (ssize_t)sizeof(info))
+			;
+	}
+	pm_errand_serve();
+	return fds[0].revents != 0;
+}
+
+/* Send, and wait for the daemon to take it; errands are run meanwhile. */
+static int send_surely(const void *datagram, size_t length)
+{
+	int error;
+
+	while ((error = send_datagram(datagram, length, NULL, 0, MSG_DONTWAIT)) == -EAGAIN)
+		wait_for(POLLOUT, LOOK_AGAIN_MS);
+	return error;
+}
+
+static void send_ranges(uint32_t type, const struct pm_range *ranges, uint32_t count)
 {
 	struct {
 		struct pm_header header;
-		struct pm_range ranges[64];
+		struct pm_range ranges[NOTES_AT_ONCE];
 	} message;
 
-	if (!atomic_load(&greeted) || getpid() != owner) /* a child that fork(2)'s handlers have not seen */
-		return;
 	while (count) {
-		uint32_t n = count < 64 ? count : 64;
+		uint32_t n = count < NOTES_AT_ONCE ? count : NOTES_AT_ONCE;
 
 		message.header = (struct pm_header){ .type = type, .count = n };
 		memcpy(message.ranges, ranges, n * sizeof(*ranges));
-		int error = send_datagram(&message, sizeof(message.header) + n * sizeof(*ranges), NULL, 0, flags);
-		if (error == -EAGAIN) { /* the daemon does not listen: start over, all marks are told again then */
-			shutdown(ours(), SHUT_RDWR);
-			return;
-		}
+		send_surely(&message, sizeof(message.header) + n * sizeof(*ranges));
 		ranges += n;
 		count -= n;
 	}
 }
 
-/* Tell ranges; from any thread, without waiting.  Lost when there is no daemon: marks are told again when there is. */
-void pm_link_tell(uint32_t type, const struct pm_range *ranges, uint32_t count)
+static void send_marks(const struct pm_range *ranges, uint32_t count)
 {
-	tell(type, ranges, count, MSG_DONTWAIT);
+	send_ranges(PM_MARK, ranges, count);
 }
 
-void pm_link_tell_waiting(uint32_t type, const struct pm_range *ranges, uint32_t count)
+/* Whether there were any. */
+static bool send_notes(void)
 {
-	tell(type, ranges, count, 0);
+	struct pm_note notes[NOTES_AT_ONCE];
+	struct pm_range ranges[NOTES_AT_ONCE];
+	bool some = false;
+	uint32_t n;
+
+	while (atomic_load(&greeted) && (n = pm_marks_notes(notes, NOTES_AT_ONCE))) {
+		some = true;
+		for (uint32_t i = 0, k; i < n; i += k) {
+			for (k = 0; i + k < n && notes[i + k].type == notes[i].type; k++)
+				ranges[k] = notes[i + k].range;
+			send_ranges(notes[i].type, ranges, k);
+		}
+	}
+	if (pm_marks_missed()) /* the daemon does not listen: start over, all marks are told again then */
+		hang_up();
+	return some;
 }
 
 static int open_tracker(void)
@@ -157,84 +207,14 @@ static int open_tracker(void)
 	return fd;
 }
 
-struct search {
-	char *refusal;
-	const int *skip; /* descriptors of the request itself */
-	uint32_t nskip;
-	bool direct; /* a file is open with O_DIRECT */
-};
-
-/* Descriptors by which pages may be written behind the page tables' back, or whose owner has registered memory that must stay what it is. */
-static int see_descriptor(const char *name, void *context)
-{
-	static const struct {
-		const char *prefix, *name;
-	} devices[] = {
-		{ "anon_inode:[io_uring]", "io_uring" }, { "anon_inode:[vfio", "vfio" },   { "/dev/vfio/", "vfio" },
-		{ "/dev/vhost-", "vhost" },		 { "/dev/infiniband/", "rdma" },
-		{ "/dev/nvidia", "gpu" },		 { "anon_inode:[userfaultfd]", "userfaultfd" },
-	};
-	struct search *search = context;
-	char path[64], target[64];
-	ssize_t n;
-
-	snprintf(path, sizeof(path), "/proc/self/fd/%.16s", name);
-	n = readlink(path, target, sizeof(target) - 1);
-	if (n <= 0)
-		return 0;
-	target[n] = 0;
-	if (target[0] == '/' && fcntl(atoi(name), F_GETFL) & O_DIRECT)
-		search->direct = true;
-	for (uint32_t i = 0; i < search->nskip; i++)
-		if (search->skip[i] == atoi(name))
-			return 0;
-	for (size_t i = 0; i < sizeof(devices) / sizeof(*devices); i++)
-		if (strncmp(target, devices[i].prefix, strlen(devices[i].prefix)) == 0) {
-			snprintf(search->refusal, PM_DOMAIN_MAX, "%s", devices[i].name);
-			return 1;
-		}
-	return 0;
-}
-
-void pm_link_refuse(uint32_t why, bool on)
-{
-	if (on)
-		atomic_fetch_or(&refused_for, why);
-	else
-		atomic_fetch_and(&refused_for, ~why);
-}
-
-/* Why this process can't be merged, "" if it can. */
-static bool find_refusal(char *refusal, const int *skip, uint32_t nskip, long *vmas, bool *direct)
-{
-	struct search search = { refusal, skip, nskip, false };
-	int dir = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	uint32_t called = atomic_load(&refused_for);
-	const char *async;
-
-	refusal[0] = 0;
-	*direct = false;
-	if (called)
-		snprintf(refusal, PM_DOMAIN_MAX, "%s", called & PM_REFUSE_LOCKED ? "mlockall" : "clone-vm");
-	if (dir < 0)
-		return refusal[0] != 0;
-	*vmas = pm_vma_count(&async);
-	if (async)
-		snprintf(refusal, PM_DOMAIN_MAX, "%s", async);
-	pm_dir_each(dir, see_descriptor, &search);
-	close(dir);
-	*direct = search.direct;
-
-	return refusal[0] != 0;
-}
-
 /* The barriers that this process can use; PAGEMERGE_BARRIER leaves those that it names (and sealed, which needs no leave). */
 static uint32_t find_barriers(void)
 {
 	const char *only = getenv("PAGEMERGE_BARRIER");
 	uint32_t found = PM_BARRIER_SEALED;
 
-	if ((!only || strstr(only, "uffd")) && pm_uffd_possible())
+	/* A program that closes its userfaultfd would let the writers in. */
+	if ((!only || strstr(only, "uffd")) && private_table && pm_uffd_possible())
 		found |= PM_BARRIER_UFFD;
 	if (!only || strstr(only, "freeze"))
 		found |= PM_BARRIER_FREEZE;
@@ -243,22 +223,21 @@ static uint32_t find_barriers(void)
 
 static int say_hello(void)
 {
-	static const char *const files[] = { "/proc/self/pagemap", "/proc/self/maps", "/proc/self/mem" };
+	static const char *const files[] = { "/proc/thread-self/pagemap", "/proc/thread-self/maps", "/proc/thread-self/mem" };
 	struct {
 		struct pm_header header;
 		struct pm_hello hello;
 	} message = { .header = { .type = PM_HELLO, .count = 1 } };
 	struct pm_hello *hello = &message.hello;
+	struct pm_finding finding;
 	int fds[4], error;
-	long vmas;
-	bool direct;
 	uint32_t n = 0;
 
 	barriers = find_barriers();
 	*hello = (struct pm_hello){
 		.version = PM_PROTOCOL_VERSION,
 		.flags = (preloaded ? PM_HELLO_PRELOADED : PM_HELLO_IMPORTED) | (forked ? PM_HELLO_FORKED : 0) |
-			 (pm_marks_all() ? PM_HELLO_ALL : 0) | (was_connected ? PM_HELLO_BACK : 0),
+			 (pm_marks_all() ? PM_HELLO_ALL : 0) | (was_connected ? PM_HELLO_BACK : 0) | (private_table ? 0 : PM_HELLO_SHARED_TABLE),
 		.barriers = barriers,
 		.parent = forked ? fork_parent : 0,
 		.page_size = PM_PAGE_SIZE,
@@ -266,7 +245,8 @@ static int say_hello(void)
 		.own_end = pm_page_up((uintptr_t)stack + STACK_BYTES + sizeof(*buffers)),
 	};
 	memcpy(hello->domain, domain, sizeof(domain));
-	find_refusal(hello->refusal, NULL, 0, &vmas, &direct);
+	pm_refusal_find(&finding, NULL, 0);
+	memcpy(hello->refusal, finding.refusal, sizeof(finding.refusal));
 	for (uint32_t i = 0; i < 3; i++) {
 		fds[n] = open(files[i], O_RDONLY | O_CLOEXEC);
 		if (fds[n] >= 0) {
@@ -298,7 +278,7 @@ static int dial(void)
 		return -ECONNREFUSED;
 	}
 	fcntl(fd, F_SETFL, 0); /* nothing but the connection must not wait */
-	high = fcntl(fd, F_DUPFD_CLOEXEC, FD_FLOOR);
+	high = private_table ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, FD_FLOOR);
 	if (high >= 0) {
 		close(fd);
 		fd = high;
@@ -306,6 +286,7 @@ static int dial(void)
 	atomic_store(&greeted, false);
 	sock_cookie = read_cookie(fd);
 	sock = fd;
+	pm_marks_listen(true); /* what changes from here on is told after all that is there now */
 	int error = say_hello();
 	if (error) {
 		hang_up();
@@ -349,9 +330,7 @@ static bool carry_out(size_t length, const int *fds, uint32_t nfds)
 	const void *body = buffers->in + sizeof(*header);
 	struct pm_outcome *out = &buffers->out;
 	struct timespec cpu;
-	char refusal[PM_DOMAIN_MAX];
-	long vmas;
-	bool direct;
+	struct pm_finding finding;
 
 	if (pm_message_check(buffers->in, length, false, &reason)) {
 		hang_up(); /* not the daemon's language */
@@ -369,12 +348,14 @@ static bool carry_out(size_t length, const int *fds, uint32_t nfds)
 		prctl(PR_SET_PTRACER, welcome->daemon_pid, 0, 0, 0);
 		return false;
 	}
-	if (header->type == PM_MERGE && find_refusal(refusal, fds, nfds, &vmas, &direct)) {
+	if (header->type == PM_MERGE)
+		pm_refusal_find(&finding, private_table ? NULL : fds, private_table ? 0 : nfds);
+	if (header->type == PM_MERGE && finding.refusal[0]) {
 		out->result.error = -EBUSY;
 	} else if (header->type == PM_MERGE) {
 		struct pm_request request = {
 			.runs = body, .count = header->count, .fds = fds, .nfds = nfds,
-			.tracker = -1, .barrier = barriers, .freeze_max_usecs = freeze_max_usecs, .vmas = vmas, .direct = direct,
+			.tracker = -1, .barrier = barriers, .freeze_max_usecs = freeze_max_usecs, .vmas = finding.vmas, .direct = finding.direct,
 		};
 		uint32_t named = 0;
 
@@ -401,49 +382,74 @@ static void answer(void)
 {
 	const struct pm_outcome *out = &buffers->out;
 
-	send_datagram(out, sizeof(out->header) + sizeof(out->result) + out->header.count * sizeof(out->failed[0]), NULL, 0, 0);
+	send_surely(out, sizeof(out->header) + sizeof(out->result) + out->header.count * sizeof(out->failed[0]));
+}
+
+/* Greet a daemon; false when there is none. */
+static bool find_daemon(void)
+{
+	int error;
+
+	pm_replace_lock_agent(); /* in a shared table, what is open outside of the lock a fork(2) would take along */
+	error = dial();
+	pm_replace_unlock();
+	if (error)
+		return false;
+	pm_marks_each(send_marks);
+	return true;
+}
+
+static void take_request(void)
+{
+	int fds[PM_FDS_MAX];
+	uint32_t nfds;
+
+	pm_replace_lock_agent();
+	size_t length = receive(fds, &nfds);
+	bool done = length && carry_out(length, fds, nfds);
+
+	if (!length)
+		hang_up();
+	while (nfds)
+		close(fds[--nfds]);
+	pm_replace_unlock();
+	if (done)
+		answer(); /* not under the lock: the daemon may make us wait */
+}
+
+/* The thread's own things: a table, a signal by which it is woken, and what else must be there before others may know of it. */
+static void settle_in(void)
+{
+	uint64_t all = ~(1ULL << (33 - 1)), bell = 1ULL << (PM_WAKE_SIGNAL - 1); /* 33 is glibc's for setuid(2) and the like, which waits for us */
+
+	prctl(PR_SET_NAME, "pagemerge");
+	syscall(SYS_rt_sigprocmask, 0 /* SIG_BLOCK */, &all, NULL, sizeof(all)); /* glibc's own would leave the bell out */
+	private_table = pm_table_separate();
+	bell_fd = private_table ? (int)syscall(SYS_signalfd4, -1, &bell, sizeof(bell), SFD_CLOEXEC | SFD_NONBLOCK) : -1;
+	pm_agent_is_here();
 }
 
 static void *run(void *unused)
 {
-	unsigned int wait_ms = RETRY_FIRST_MS;
-	int fds[PM_FDS_MAX];
-	uint32_t nfds;
+	int retry_ms = RETRY_FIRST_MS, patience_ms = 0;
 
 	(void)unused;
-	prctl(PR_SET_NAME, "pagemerge");
+	settle_in();
 	for (;;) {
-		/* Descriptors are never open outside of the lock: a fork(2) would take them along. */
-		int error = 0;
-
 		if (ours() < 0) {
-			pm_replace_lock();
-			error = dial();
-			pm_replace_unlock();
-			if (!error)
-				pm_marks_tell();
+			if (!find_daemon()) {
+				wait_for(0, retry_ms);
+				retry_ms = retry_ms * 2 < RETRY_MOST_MS ? retry_ms * 2 : RETRY_MOST_MS;
+				continue;
+			}
+			retry_ms = RETRY_FIRST_MS;
 		}
-		if (error) {
-			nanosleep(&(struct timespec){ .tv_sec = wait_ms / 1000, .tv_nsec = wait_ms % 1000 * 1000000 }, NULL);
-			wait_ms = wait_ms * 2 < RETRY_MOST_MS ? wait_ms * 2 : RETRY_MOST_MS;
-			continue;
-		}
-		wait_ms = RETRY_FIRST_MS;
-		int fd = ours();
-
-		if (fd < 0 || poll(&(struct pollfd){ .fd = fd, .events = POLLIN }, 1, LOOK_AGAIN_MS) <= 0)
-			continue;
-		pm_replace_lock();
-		size_t length = receive(fds, &nfds);
-		bool done = length && carry_out(length, fds, nfds);
-
-		if (!length)
-			hang_up();
-		while (nfds)
-			close(fds[--nfds]);
-		pm_replace_unlock();
-		if (done)
-			answer(); /* not under the lock: the daemon may make us wait */
+		/* While there are notes we come back by ourselves, and nobody has to wake us for each. */
+		patience_ms = send_notes() ? LINGER_MS : LOOK_AGAIN_MS;
+		if (patience_ms > LINGER_MS && !pm_marks_idle())
+			patience_ms = 0;
+		if (wait_for(POLLIN, patience_ms))
+			take_request();
 	}
 	return NULL;
 }
@@ -452,30 +458,36 @@ int pm_link_start(void)
 {
 	pthread_attr_t attributes;
 	sigset_t all, before;
+	bool before_us = false;
 	int error;
 
-	if (started || !pm_link_configured())
-		return started ? 0 : -ENOTCONN;
+	if (!pm_link_configured())
+		return -ENOTCONN;
+	if (!atomic_compare_exchange_strong(&started, &before_us, true))
+		return 0;
 	if (!stack) {
 		stack = pm_mmap(NULL, STACK_BYTES + sizeof(*buffers), PROT_READ | PROT_WRITE,
 			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 		if (stack == MAP_FAILED) {
 			stack = NULL;
+			started = false;
 			return -ENOMEM;
 		}
 		buffers = (void *)(stack + STACK_BYTES);
 	}
-	started = true;
 	pthread_attr_init(&attributes);
 	pthread_attr_setstack(&attributes, stack, STACK_BYTES);
 	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+	pm_agent_is_coming();
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	error = pthread_create(&thread, &attributes, run, NULL);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	pthread_attr_destroy(&attributes);
-	if (error)
+	if (error) {
+		pm_agent_is_gone();
 		started = false;
+	}
 	return -error;
 }
 
@@ -484,8 +496,9 @@ void pm_link_forked(void)
 {
 	bool again = started;
 
+	if (private_table)
+		sock = bell_fd = -1; /* they were in the parent's thread's table */
 	hang_up();
-	owner = getpid();
 	fork_parent = getppid();
 	forked = was_connected;
 	was_connected = started = false;
@@ -500,5 +513,5 @@ bool pm_link_owns(uint64_t start, uint64_t end)
 
 bool pm_link_connected(void)
 {
-	return ours() >= 0;
+	return atomic_load(&greeted);
 }

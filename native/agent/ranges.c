@@ -1,58 +1,63 @@
 /* SPDX-License-Identifier: MIT */
 #include "ranges.h"
 
-#include <linux/futex.h>
+#include <string.h>
 #include <sys/mman.h>
 
 enum { RANGES_MAX = 65536 };
 
-void pm_ranges_lock(struct pm_ranges *set)
+/* The first item that ends after addr. */
+static uint32_t first_after(const struct pm_ranges *set, uint64_t addr)
 {
-	uint32_t open = 0;
+	uint32_t low = 0, high = set->count;
 
-	while (!atomic_compare_exchange_strong(&set->lock, &open, 1)) {
-		syscall(SYS_futex, &set->lock, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, 1, NULL, NULL, 0);
-		open = 0;
+	while (low < high) {
+		uint32_t middle = low + (high - low) / 2;
+
+		if (set->items[middle].end > addr)
+			high = middle;
+		else
+			low = middle + 1;
 	}
+	return low;
 }
 
-void pm_ranges_unlock(struct pm_ranges *set)
+/* Put `n` items in the place of those in [from, to). */
+static void splice(struct pm_ranges *set, uint32_t from, uint32_t to, const struct pm_range *items, uint32_t n)
 {
-	atomic_store(&set->lock, 0);
-	syscall(SYS_futex, &set->lock, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 1, NULL, NULL, 0);
+	if (n > to - from && set->count - (to - from) + n > RANGES_MAX)
+		n = to - from; /* full: what does not fit is forgotten */
+	memmove(set->items + from + n, set->items + to, (set->count - to) * sizeof(*items));
+	memcpy(set->items + from, items, n * sizeof(*items));
+	set->count = set->count - (to - from) + n;
 }
 
 bool pm_ranges_cut(struct pm_ranges *set, uint64_t start, uint64_t end)
 {
-	bool found = false;
+	uint32_t from = first_after(set, start), to = from, n = 0;
+	struct pm_range rest[2];
 
-	for (uint32_t i = 0; i < set->count;) {
-		struct pm_range *item = &set->items[i];
-
-		if (item->end <= start || item->start >= end) {
-			i++;
-			continue;
-		}
-		found = true;
-		if (item->start < start && item->end > end) {
-			if (set->count < RANGES_MAX)
-				set->items[set->count++] = (struct pm_range){ end, item->end, item->flags, 0 };
-			item->end = start;
-		} else if (item->start < start) {
-			item->end = start;
-		} else if (item->end > end) {
-			item->start = end;
-		} else {
-			*item = set->items[--set->count];
-			continue;
-		}
-		i++;
+	while (to < set->count && set->items[to].start < end)
+		to++;
+	if (from == to)
+		return false;
+	if (set->items[from].start < start) {
+		rest[n] = set->items[from];
+		rest[n++].end = start;
 	}
-	return found;
+	if (set->items[to - 1].end > end) {
+		rest[n] = set->items[to - 1];
+		rest[n++].start = end;
+	}
+	splice(set, from, to, rest, n);
+	return true;
 }
 
 void pm_ranges_put(struct pm_ranges *set, uint64_t start, uint64_t end, uint32_t kind)
 {
+	struct pm_range whole = { start, end, kind, 0 };
+	uint32_t from, to;
+
 	if (!set->items) {
 		void *items = pm_mmap(NULL, RANGES_MAX * sizeof(*set->items), PROT_READ | PROT_WRITE,
 				   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -62,72 +67,58 @@ void pm_ranges_put(struct pm_ranges *set, uint64_t start, uint64_t end, uint32_t
 		set->items = items;
 	}
 	pm_ranges_cut(set, start, end);
-	for (uint32_t i = 0; i < set->count; i++) {
-		struct pm_range *item = &set->items[i];
-
-		if (item->flags == kind && item->end == start) {
-			item->end = end;
-			return;
-		}
-		if (item->flags == kind && item->start == end) {
-			item->start = start;
-			return;
-		}
-	}
-	if (set->count < RANGES_MAX)
-		set->items[set->count++] = (struct pm_range){ start, end, kind, 0 };
+	from = to = first_after(set, start);
+	if (from && set->items[from - 1].end == start && set->items[from - 1].flags == kind)
+		whole.start = set->items[--from].start;
+	if (to < set->count && set->items[to].start == end && set->items[to].flags == kind)
+		whole.end = set->items[to++].end;
+	splice(set, from, to, &whole, 1);
 }
 
 void pm_ranges_keep(struct pm_ranges *set, uint32_t kind)
 {
-	for (uint32_t i = 0; i < set->count;)
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < set->count; i++)
 		if (set->items[i].flags == kind)
-			i++;
-		else
-			set->items[i] = set->items[--set->count];
+			set->items[n++] = set->items[i];
+	set->count = n;
 }
 
 /* kind 0: any */
 bool pm_ranges_cover(const struct pm_ranges *set, uint64_t start, uint64_t end, uint32_t kind)
 {
-	while (start < end) {
-		uint64_t before = start;
-
-		for (uint32_t i = 0; i < set->count; i++)
-			if ((!kind || set->items[i].flags == kind) && set->items[i].start <= start && start < set->items[i].end)
-				start = set->items[i].end;
-		if (start == before)
+	for (uint32_t i = first_after(set, start); start < end; i++) {
+		if (i == set->count || set->items[i].start > start || (kind && set->items[i].flags != kind))
 			return false;
+		start = set->items[i].end;
 	}
 	return true;
 }
 
 bool pm_ranges_touch(const struct pm_ranges *set, uint64_t start, uint64_t end, uint32_t kind)
 {
-	for (uint32_t i = 0; i < set->count; i++)
-		if (set->items[i].flags == kind && set->items[i].start < end && start < set->items[i].end)
+	for (uint32_t i = first_after(set, start); i < set->count && set->items[i].start < end; i++)
+		if (set->items[i].flags == kind)
 			return true;
 	return false;
 }
 
 void pm_ranges_next(const struct pm_ranges *set, uint64_t addr, uint32_t kind, uint64_t *start, uint64_t *end)
 {
-	for (uint32_t i = 0; i < set->count; i++) {
-		const struct pm_range *item = &set->items[i];
-
-		if (item->flags == kind && item->end > addr && item->start < *start) {
-			*start = item->start;
-			*end = item->end;
+	for (uint32_t i = first_after(set, addr); i < set->count && set->items[i].start < *start; i++)
+		if (set->items[i].flags == kind) {
+			*start = set->items[i].start;
+			*end = set->items[i].end;
+			return;
 		}
-	}
 }
 
 uint32_t pm_ranges_kind(const struct pm_ranges *set, uint64_t addr)
 {
-	for (uint32_t i = 0; i < set->count; i++)
-		if (set->items[i].start <= addr && addr < set->items[i].end)
-			return set->items[i].flags;
-	return 0;
+	uint32_t i = first_after(set, addr);
+
+	return i < set->count && set->items[i].start <= addr ? set->items[i].flags : 0;
 }
 
 bool pm_ranges_own(const struct pm_ranges *set, uint64_t start, uint64_t end)

@@ -1,19 +1,15 @@
 /* SPDX-License-Identifier: MIT */
-/* A set of address ranges, each of a kind; a later one overrides what it covers. */
+/* A set of address ranges, each of a kind; a later one overrides what it covers.  Its user sees to it that one thread at a time is in it. */
 #ifndef PM_RANGES_H
 #define PM_RANGES_H
 
 #include "agent.h"
 
 struct pm_ranges {
-	struct pm_range *items;
+	struct pm_range *items; /* in order of their addresses, none overlapping another */
 	uint32_t count;
-	_Atomic uint32_t lock;
 };
 
-void pm_ranges_lock(struct pm_ranges *set);
-void pm_ranges_unlock(struct pm_ranges *set);
-/* The rest: with the lock held. */
 bool pm_ranges_cut(struct pm_ranges *set, uint64_t start, uint64_t end); /* whether there was anything */
 void pm_ranges_put(struct pm_ranges *set, uint64_t start, uint64_t end, uint32_t kind);
 void pm_ranges_keep(struct pm_ranges *set, uint32_t kind);						/* that kind only */

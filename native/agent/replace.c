@@ -251,7 +251,7 @@ static long read_max_map_count(void)
 
 void pm_merge(const struct pm_request *request, struct pm_outcome *outcome)
 {
-	int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	int pagemap = open("/proc/thread-self/pagemap", O_RDONLY | O_CLOEXEC);
 	long most = read_max_map_count();
 
 	window = choose_window();

@@ -35,13 +35,16 @@ failed:
 	return PM_FAIL_SYSTEM;
 }
 
-/* The same, for what must be done and not only may: a thread that is slow to come is given more time. */
+/*
+ * Stop the threads for what must be done and not only may: one that is slow to come is given more time.  They may be in the middle of calls that change mappings:
+ * before or after such a call, what is there may become anonymous memory.
+ */
 static int stop_threads_surely(void)
 {
 	int error = -ETIMEDOUT;
 
-	for (unsigned int timeout = PM_STOP_USECS; (error == -ETIMEDOUT || error == -EBUSY) && timeout <= STOP_MOST_USECS; timeout *= 4)
-		error = pm_stop_threads(timeout);
+	for (unsigned int timeout = PM_STOP_USECS; error == -ETIMEDOUT && timeout <= STOP_MOST_USECS; timeout *= 4)
+		error = pm_freeze_begin(timeout);
 	return error;
 }
 

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* This process's mappings: by PROCMAP_QUERY (Linux 6.11), else from the text of /proc/self/maps. */
+/*
+ * This process's mappings: by PROCMAP_QUERY (Linux 6.11), else from the text of /proc/PID/maps.  Its first thread may have ended, and has no memory then:
+ * therefore /proc/thread-self.
+ */
 #include "agent.h"
 
 #include <fcntl.h>
@@ -51,7 +54,7 @@ static int query(int fd, uint64_t addr, struct pm_vma *out)
 	return 0;
 }
 
-/* The lines of /proc/self/maps one by one, without stdio or malloc. */
+/* The lines of /proc/PID/maps one by one, without stdio or malloc. */
 struct lines {
 	int fd;
 	size_t have, at;
@@ -108,7 +111,7 @@ static _Thread_local int kept_fd __attribute__((tls_model("initial-exec"))) = -1
 
 void pm_vma_begin(void)
 {
-	kept_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	kept_fd = open("/proc/thread-self/maps", O_RDONLY | O_CLOEXEC);
 }
 
 void pm_vma_end(void)
@@ -125,7 +128,7 @@ int pm_vma_find(uint64_t addr, struct pm_vma *out)
 	/* A program may have closed the descriptor, or even opened another file by its number: only an answer counts. */
 	if (error == 0 || error == -ENOENT)
 		return error;
-	fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	fd = open("/proc/thread-self/maps", O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
 	error = query(fd, addr, out);
@@ -153,7 +156,7 @@ static struct {
 static uint64_t read_size(void)
 {
 	char text[32];
-	int fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+	int fd = open("/proc/thread-self/statm", O_RDONLY | O_CLOEXEC);
 	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
 
 	if (fd >= 0)
@@ -190,7 +193,7 @@ long pm_vma_count(const char **async)
 	*async = NULL;
 	if (size && size == counted.size && calls == counted.calls && now - counted.at < counted.good_ms)
 		return counted.count;
-	lines.fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	lines.fd = open("/proc/thread-self/maps", O_RDONLY | O_CLOEXEC);
 	if (lines.fd < 0)
 		return -errno;
 	counted.count = 0;
@@ -223,7 +226,7 @@ void pm_vma_note(long more)
 void pm_vma_each_special(void (*see)(uint64_t start, uint64_t end))
 {
 	static const char *const flags[] = { " lo", " dc", " wf", " dd", " um", " uw", " gd" };
-	struct lines lines = { .fd = open("/proc/self/smaps", O_RDONLY | O_CLOEXEC) };
+	struct lines lines = { .fd = open("/proc/thread-self/smaps", O_RDONLY | O_CLOEXEC) };
 	unsigned long start = 0, end = 0;
 	bool special = false;
 	char *line;

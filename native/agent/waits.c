@@ -18,7 +18,7 @@
 #include <sched.h>
 
 #include "agent.h"
-#include "link.h"
+#include "refusal.h"
 
 #include <dlfcn.h>
 
@@ -59,7 +59,7 @@ PM_API int clone(int (*run)(void *), void *stack, int flags, void *argument, ...
 		a[i] = va_arg(more, void *);
 	va_end(more);
 	if (flags & CLONE_VM && !(flags & (CLONE_THREAD | CLONE_VFORK)))
-		pm_link_refuse(PM_REFUSE_CLONE, true);
+		pm_refuse(PM_REFUSE_CLONE, true);
 	return real(run, stack, flags, argument, a[0], a[1], a[2]);
 }
 

@@ -56,6 +56,7 @@ enum pm_hello_flag {
 	PM_HELLO_FORKED = 1u << 2,    /* child of `parent`, which had an agent */
 	PM_HELLO_ALL = 1u << 3,       /* PR_SET_MEMORY_MERGE is on already (inherited, or `run --all`) */
 	PM_HELLO_BACK = 1u << 4,      /* was connected before: the marks follow anew */
+	PM_HELLO_SHARED_TABLE = 1u << 5, /* no descriptor table of its own is to be had: no barrier by userfaultfd */
 };
 
 enum pm_barrier {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * deny WHAT[,WHAT...] COMMAND...: run a command on a kernel that lacks something, by a seccomp filter.
- * WHAT: userfaultfd, pagemap_scan, procmap_query, process_vm_readv.
+ * WHAT: userfaultfd, pagemap_scan, procmap_query, process_vm_readv, close_range, unshare.
  */
 #include <errno.h>
 #include <linux/audit.h>
@@ -50,6 +50,8 @@ int main(int argc, char **argv)
 	for (char *what = strtok(argv[1], ","); what; what = strtok(NULL, ",")) {
 		int failed = strcmp(what, "userfaultfd") == 0 ? deny_call(SYS_userfaultfd, ENOSYS) :
 			     strcmp(what, "process_vm_readv") == 0 ? deny_call(SYS_process_vm_readv, EPERM) :
+			     strcmp(what, "close_range") == 0 ? deny_call(SYS_close_range, EPERM) :
+			     strcmp(what, "unshare") == 0 ? deny_call(SYS_unshare, EPERM) :
 			     strcmp(what, "pagemap_scan") == 0 ? deny_ioctl('f' << 8 | 16, ENOTTY) :
 			     strcmp(what, "procmap_query") == 0 ? deny_ioctl('f' << 8 | 17, ENOTTY) :
 								  -1;

@@ -42,6 +42,12 @@ def base_content(pages: int) -> bytes:
     return x.tobytes()
 
 
+def find_region(peer: Peer) -> wire.Range:
+    """The memory to merge: a program may have marked more by now, and that may come first."""
+    marks = wire.parse_ranges(peer.receive(wire.Kind.MARK))
+    return max(marks, key=lambda mark: mark.end - mark.start)
+
+
 @pytest.mark.parametrize("barrier", ["uffd", "uffd,freeze", "freeze"])
 def test_no_write_is_lost_while_a_program_is_merged_and_unmerged_without_pause(
     listener: socket.socket, tmp_path: Path, barrier: str
@@ -56,7 +62,7 @@ def test_no_write_is_lost_while_a_program_is_merged_and_unmerged_without_pause(
         sock, _ = listener.accept()
         sock.settimeout(20)
         peer = Peer(sock)
-        mark = wire.parse_ranges(peer.receive(wire.Kind.MARK))[0]
+        mark = find_region(peer)
         try:
             while process.poll() is None:
                 hammer(peer, mark.start, fds, chance, totals)
@@ -69,6 +75,23 @@ def test_no_write_is_lost_while_a_program_is_merged_and_unmerged_without_pause(
     assert totals["merged"] > 1000
     assert totals["scattered"] > 100
     assert totals["unmerged"] > 0
+
+
+@contextlib.contextmanager
+def victim(argv: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """Run a program of tests/support; kill it in the end."""
+    process = subprocess.Popen(
+        argv,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def ended(process: subprocess.Popen[str]) -> bool:
@@ -155,7 +178,7 @@ def test_stops_are_not_seen_by_threads_that_sleep_in_system_calls(
         sock, _ = listener.accept()
         sock.settimeout(20)
         peer = Peer(sock)
-        mark = wire.parse_ranges(peer.receive(wire.Kind.MARK))[0]
+        mark = find_region(peer)
         try:
             while process.poll() is None:
                 everything = RANGE.pack(mark.start, mark.end, 0, 0)
@@ -195,7 +218,7 @@ def test_calls_that_change_mappings_mean_what_they_mean_without_merging(
         sock, _ = listener.accept()
         sock.settimeout(20)
         peer = Peer(sock)
-        mark = wire.parse_ranges(peer.receive(wire.Kind.MARK))[0]
+        mark = find_region(peer)
         try:
             while process.poll() is None:
                 hammer(peer, mark.start, fds, chance, totals)
@@ -209,3 +232,33 @@ def test_calls_that_change_mappings_mean_what_they_mean_without_merging(
         for fd in fds:
             os.close(fd)
     assert totals["merged"] > 1000
+
+
+@pytest.mark.parametrize(
+    ("what", "barrier"), [("close", "uffd"), ("count", "uffd"), ("count", "freeze")]
+)
+def test_a_program_never_meets_the_agent_s_descriptors(
+    listener: socket.socket, tmp_path: Path, what: str, barrier: str
+) -> None:
+    chance = random.Random(what)
+    fd = segment(base_content(PAGES))
+    env = agent_env(tmp_path, PAGEMERGE_BARRIER=barrier)
+    totals = {"merged": 0, "failed": 0, "unmerged": 0}
+    with victim(
+        [str(compiled("descriptors")), what, str(int(SECONDS)), str(PAGES)], env
+    ) as process:
+        sock, _ = listener.accept()
+        sock.settimeout(20)
+        peer = Peer(sock)
+        assert not peer.hello.flags & wire.HelloFlag.SHARED_TABLE
+        assert bool(peer.hello.barriers & wire.Barrier.UFFD) == (barrier == "uffd")
+        mark = find_region(peer)
+        try:
+            while process.poll() is None:
+                hammer(peer, mark.start, fd, chance, totals)
+        except (AssertionError, OSError):
+            assert ended(process), "the agent hung up while its program was running"
+        read_stress(process)
+        peer.close()
+    os.close(fd)
+    assert totals["merged"] > 500

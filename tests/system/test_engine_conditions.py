@@ -154,6 +154,29 @@ def test_a_kernel_that_lacks_something_merges_all_the_same(
         assert two.ask("sum") == sums[1]
 
 
+def test_an_agent_without_descriptors_of_its_own_stops_the_threads_and_says_so(
+    engine_daemon: EngineDaemon,
+) -> None:
+    env = agent_env(engine_daemon.runtime)
+    lacks = "close_range,unshare"
+    with holder(env, lacks=lacks) as one, holder(env, lacks=lacks) as two:
+        sums = merged_pair(engine_daemon, one, two, 512)
+        assert {row["barrier"] for row in engine_daemon.call("processes")} == {"freeze"}
+        assert "no userfaultfd barrier" in engine_daemon.log_text()
+        assert one.ask("unmark") == "0"
+        one.ask("write 0 1")
+        assert two.ask("sum") == sums[1]
+
+
+def test_a_kernel_before_close_range_gives_the_agent_its_own_descriptors_all_the_same(
+    engine_daemon: EngineDaemon,
+) -> None:
+    env = agent_env(engine_daemon.runtime)
+    with holder(env, lacks="close_range") as one, holder(env, lacks="close_range") as two:
+        merged_pair(engine_daemon, one, two, 512)
+        assert "no userfaultfd barrier" not in engine_daemon.log_text()
+
+
 def test_a_user_without_privileges_merges_with_a_daemon_of_his_own() -> None:
     require(os.geteuid() == 0, "root, to become somebody else")
     nobody = 65534

@@ -149,6 +149,12 @@ class AgentServer:
         if hello.flags & wire.HelloFlag.ALL:
             self.set_all(client, True)
         log.info("%s is here%s", client.who(), f", refused: {hello.refusal}" * bool(hello.refusal))
+        if hello.flags & wire.HelloFlag.SHARED_TABLE:
+            log.info(
+                "%s: no userfaultfd barrier, as its agent can't have descriptors of its own "
+                "(close_range and unshare are forbidden)",
+                client.who(),
+            )
         return client
 
     def _succeed(self, former: Client, client: Client) -> None:

@@ -64,6 +64,7 @@ class HelloFlag(IntFlag):
     FORKED = 4
     ALL = 8
     BACK = 16
+    SHARED_TABLE = 32
 
 
 class Barrier(IntFlag):
