@@ -36,7 +36,7 @@ static char socket_path[108], domain[PM_DOMAIN_MAX];
 static int sock = -1, bell_fd = -1;
 static uint64_t sock_cookie;
 static _Atomic bool started;
-static bool was_connected, preloaded, forked, private_table;
+static bool welcomed, was_connected, preloaded, forked, private_table;
 static int32_t fork_parent;
 static uint32_t barriers, freeze_max_usecs;
 static pthread_t thread;
@@ -293,6 +293,7 @@ static int dial(void)
 		return error;
 	}
 	was_connected = true;
+	welcomed = false;
 	atomic_store(&greeted, true);
 	forked = false;
 	return 0;
@@ -342,6 +343,7 @@ static bool carry_out(size_t length, const int *fds, uint32_t nfds)
 	if (header->type == PM_WELCOME) {
 		const struct pm_welcome *welcome = body;
 
+		welcomed = true;
 		if (welcome->barrier)
 			barriers &= welcome->barrier;
 		freeze_max_usecs = welcome->freeze_max_usecs;
@@ -437,13 +439,17 @@ static void *run(void *unused)
 	settle_in();
 	for (;;) {
 		if (ours() < 0) {
-			if (!find_daemon()) {
+			bool turned_away = was_connected && !welcomed;
+
+			if (turned_away || !find_daemon()) {
+				welcomed = true; /* asked again, after a while */
 				wait_for(0, retry_ms);
 				retry_ms = retry_ms * 2 < RETRY_MOST_MS ? retry_ms * 2 : RETRY_MOST_MS;
 				continue;
 			}
-			retry_ms = RETRY_FIRST_MS;
 		}
+		if (welcomed)
+			retry_ms = RETRY_FIRST_MS;
 		/* While there are notes we come back by ourselves, and nobody has to wake us for each. */
 		patience_ms = send_notes() ? LINGER_MS : LOOK_AGAIN_MS;
 		if (patience_ms > LINGER_MS && !pm_marks_idle())

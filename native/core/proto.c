@@ -74,7 +74,7 @@ static const char *check_hello(const unsigned char *body)
 	memcpy(&hello, body, sizeof(hello));
 	if (!memchr(hello.domain, 0, sizeof(hello.domain)) || !memchr(hello.refusal, 0, sizeof(hello.refusal)))
 		return "a text without an end";
-	if (hello.fds & ~15u || hello.flags & ~31u || hello.barriers & ~7u)
+	if (hello.fds & ~15u || hello.flags & ~63u || hello.barriers & ~7u)
 		return "unknown flags";
 	if (hello.own_end && (hello.own_start >= hello.own_end || (hello.own_start | hello.own_end) % PM_PAGE_SIZE))
 		return "an impossible range of its own";
