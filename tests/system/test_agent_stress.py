@@ -241,9 +241,11 @@ def test_a_program_never_meets_the_agent_s_descriptors(
     listener: socket.socket, tmp_path: Path, what: str, barrier: str
 ) -> None:
     chance = random.Random(what)
-    fd = segment(base_content(PAGES))
+    content = base_content(PAGES)
+    pages = [content[at : at + PAGE] for at in range(0, len(content), PAGE)]
+    fds = [segment(content), segment(b"".join(reversed(pages)))]
     env = agent_env(tmp_path, PAGEMERGE_BARRIER=barrier)
-    totals = {"merged": 0, "failed": 0, "unmerged": 0}
+    totals = {"merged": 0, "failed": 0, "unmerged": 0, "scattered": 0}
     with victim(
         [str(compiled("descriptors")), what, str(int(SECONDS)), str(PAGES)], env
     ) as process:
@@ -255,10 +257,11 @@ def test_a_program_never_meets_the_agent_s_descriptors(
         mark = find_region(peer)
         try:
             while process.poll() is None:
-                hammer(peer, mark.start, fd, chance, totals)
+                hammer(peer, mark.start, fds, chance, totals)
         except (AssertionError, OSError):
             assert ended(process), "the agent hung up while its program was running"
         read_stress(process)
         peer.close()
-    os.close(fd)
+    for fd in fds:
+        os.close(fd)
     assert totals["merged"] > 500
