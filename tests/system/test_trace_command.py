@@ -57,6 +57,12 @@ class Traced:
         """Wait until events arrive: passes go on all the time."""
         wait_until(lambda: self.count(event="ksm_stop_scan"), "a pass in the trace")
 
+    def wait_merges(self, pid: int) -> None:
+        """Wait until all of a process's pages have been merged."""
+        wait_until(
+            lambda: self.count(event=MERGE, pid=pid, err=0) >= PAGES, "the merges in the trace"
+        )
+
     def end(self, number: int = signal.SIGINT) -> int:
         """Send a signal and wait."""
         self.process.send_signal(number)
@@ -116,10 +122,7 @@ def test_the_engines_events_come_as_lines_summary_and_perfetto(
         engine_daemon.set(run=2)
         engine_daemon.set(run=1)
         for child in twins:
-            wait_until(
-                lambda pid=child.pid: trace.count(event=MERGE, pid=pid, err=0) >= PAGES,
-                "the merges in the trace",
-            )
+            trace.wait_merges(child.pid)
         assert trace.end() == 0
     check_perfetto(trace.perfetto, {child.pid for child in twins})
     merge = next(line for line in trace.lines() if line.get("event") == MERGE)
@@ -148,10 +151,7 @@ def test_the_kernels_events_come_as_lines_summary_and_perfetto(
             child.ask(f"fill seed {PAGES}")
             assert child.ask("mark") == "0"
         for child in (one, two):
-            wait_until(
-                lambda pid=child.pid: trace.count(event=MERGE, pid=pid, err=0) >= PAGES,
-                "the merges in the trace",
-            )
+            trace.wait_merges(child.pid)
         assert trace.end(signal.SIGTERM) == 0
         assert not list((tracefs / "instances").glob(f"pagemerge-{trace.process.pid}-*"))
     check_perfetto(trace.perfetto, {one.pid, two.pid})
