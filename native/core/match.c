@@ -1,147 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Reading pages, and finding equal ones.
+ * Finding equal pages.
  *
  * The agents compare bytes, so that a wrong match costs time only.  Sums have 32 bits, of which some in every million agree by chance: when an agent says
  * that a page differs, it and all others with the sum are matched anew.
  */
 #include "scanner.h"
 
-#include <errno.h>
-#include <string.h>
-#include <sys/syscall.h>
-#include <sys/uio.h>
-#include <unistd.h>
-
-enum { SAME_SUM = 16 }; /* others that are looked at when a sum has proved to be two contents' */
-
-void pm_candidate_add(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, bool decided)
-{
-	if (scanner->ncandidates == PM_READ_PAGES)
-		pm_candidates_match(scanner);
-	scanner->candidates[scanner->ncandidates++] = (struct pm_candidate){.chunk = chunk, .i = i, .decided = decided};
-}
-
-/* ---- reading ---- */
-
-/* Read candidates [from, to), adjacent pages, into their places in the buffer.  Bytes read, or -errno. */
-static ssize_t read_adjacent(struct pm_scanner *scanner, struct pm_mm *mm, size_t from, size_t to)
-{
-	uint64_t address = pm_chunk_address(scanner->candidates[from].chunk, scanner->candidates[from].i);
-	ssize_t n = pread(mm->mem_fd, scanner->buffer + from * PM_PAGE_SIZE, (to - from) * PM_PAGE_SIZE, (off_t)address);
-
-	return n < 0 ? -errno : n;
-}
-
-static size_t adjacent(const struct pm_scanner *scanner, size_t from)
-{
-	const struct pm_candidate *c = scanner->candidates;
-	size_t to = from + 1;
-
-	while (to < scanner->ncandidates && c[to].exclusive == c[from].exclusive &&
-	       pm_chunk_address(c[to].chunk, c[to].i) == pm_chunk_address(c[to - 1].chunk, c[to - 1].i) + PM_PAGE_SIZE)
-		to++;
-	return to;
-}
-
-/* Read candidates from `from` on.  Bytes read (whole pages and perhaps a part of one), or -errno. */
-static ssize_t read_some(struct pm_scanner *scanner, struct pm_mm *mm, size_t from)
-{
-	struct iovec local = {scanner->buffer + from * PM_PAGE_SIZE, (scanner->ncandidates - from) * PM_PAGE_SIZE};
-	struct iovec remote[PM_READ_PAGES];
-	unsigned long n = 0;
-	ssize_t got;
-
-	if (mm->mem_fd >= 0 && (mm->by_mem || !scanner->candidates[from].exclusive))
-		return read_adjacent(scanner, mm, from, adjacent(scanner, from));
-	for (size_t at = from; at < scanner->ncandidates && scanner->candidates[at].exclusive;) {
-		size_t to = adjacent(scanner, at);
-		const struct pm_candidate *c = &scanner->candidates[at];
-
-		remote[n++] = (struct iovec){(void *)(uintptr_t)pm_chunk_address(c->chunk, c->i),
-					     (to - at) * PM_PAGE_SIZE};
-		at = to;
-	}
-	got = process_vm_readv(mm->pid, &local, 1, remote, n, 0);
-	if (got >= 0)
-		return got;
-	if ((errno == EPERM || errno == ENOSYS) && mm->mem_fd >= 0) {
-		mm->by_mem = true;
-		return read_some(scanner, mm, from);
-	}
-	return -errno;
-}
-
-/*
- * Which candidates are mapped by this process alone.  process_vm_readv pins what it reads, and to pin a page that is
- * shared after a fork the kernel copies it: reading would cost the memory that is to be saved.  /proc/PID/mem does not.
- */
-static void find_exclusive(struct pm_scanner *scanner, struct pm_mm *mm)
-{
-	struct pm_candidate *c = scanner->candidates;
-
-	for (size_t i = 0; i < scanner->ncandidates; i++)
-		c[i].exclusive = true;
-	for (size_t at = 0, to; mm->mem_fd >= 0 && at < scanner->ncandidates; at = to) {
-		bool exclusive[PM_READ_PAGES];
-
-		to = adjacent(scanner, at);
-		pm_track_exclusive(&mm->track, pm_chunk_address(c[at].chunk, c[at].i), to - at, exclusive);
-		for (size_t i = at; i < to; i++)
-			c[i].exclusive = exclusive[i - at];
-	}
-}
-
-/* Read all candidates; those that can't be read get a NULL chunk. */
-static void read_candidates(struct pm_scanner *scanner, struct pm_mm *mm)
-{
-	find_exclusive(scanner, mm);
-	for (size_t at = 0; at < scanner->ncandidates;) {
-		ssize_t got = read_some(scanner, mm, at);
-
-		if (got == -EINTR)
-			continue;
-		if (got == -ESRCH) {
-			while (at < scanner->ncandidates)
-				scanner->candidates[at++].chunk = NULL;
-			break;
-		}
-		if (got > 0) {
-			size_t before = at;
-
-			at += (size_t)got / PM_PAGE_SIZE;
-			scanner->counts.bytes_read += (uint64_t)got;
-			if (at > before) /* what is left is tried by itself: it may be of the other kind */
-				continue;
-		}
-		if (at < scanner->ncandidates) { /* the page that stopped it: unmapped meanwhile, or not readable */
-			scanner->candidates[at++].chunk = NULL;
-			scanner->counts.read_errors++;
-		}
-	}
-}
-
-/* ---- NUMA ---- */
-
-/* The node of every candidate's page when nodes are to be kept apart; 0 otherwise. */
-static void find_nodes(struct pm_scanner *scanner, const struct pm_mm *mm, int *nodes)
-{
-	void *pages[PM_READ_PAGES];
-
-	for (size_t i = 0; i < scanner->ncandidates; i++) {
-		const struct pm_candidate *c = &scanner->candidates[i];
-
-		nodes[i] = 0;
-		pages[i] = c->chunk ? (void *)(uintptr_t)pm_chunk_address(c->chunk, c->i) : NULL;
-	}
-	if (scanner->knobs.merge_across_nodes || scanner->nodes < 2)
-		return;
-	if (syscall(SYS_move_pages, mm->pid, scanner->ncandidates, pages, NULL, nodes, 0) < 0)
-		return;
-	for (size_t i = 0; i < scanner->ncandidates; i++)
-		if (nodes[i] < 0 || nodes[i] >= PM_NODES_MAX)
-			nodes[i] = 0;
-}
+enum {
+	SAME_SUM = 16, /* others that are looked at when a sum has proved to be two contents' */
+};
 
 static uint32_t salt(int node)
 {
@@ -347,39 +215,63 @@ static bool proven(struct pm_scanner *scanner, const struct pm_candidate *c, uin
 	return false;
 }
 
-void pm_candidates_match(struct pm_scanner *scanner)
+static void match_batch(struct pm_scanner *scanner, struct pm_batch *batch)
 {
-	struct pm_candidate *c = scanner->candidates;
-	int nodes[PM_READ_PAGES];
-	size_t n = scanner->ncandidates;
+	struct pm_candidate *c = batch->candidates;
 	uint32_t sum;
 
-	if (!n)
-		return;
-	read_candidates(scanner, c[0].chunk->mm);
-	for (size_t i = 0; i < n; i++)
-		if (c[i].chunk) {
-			find_nodes(scanner, c[i].chunk->mm, nodes);
-			break;
-		}
-	for (size_t i = 0; i < n; i++) {
-		if (!c[i].chunk)
-			continue;
-		scanner->hashes[i] = pm_page_hash(scanner->buffer + i * PM_PAGE_SIZE);
-		scanner->counts.bytes_hashed += PM_PAGE_SIZE;
-		pm_index_prefetch(&scanner->index, (uint32_t)scanner->hashes[i] + salt(nodes[i]));
-	}
-	for (size_t i = 0; i < n; i++)
+	pm_reader_wait(&scanner->reader, batch);
+	scanner->counts.bytes_read += batch->bytes_read;
+	scanner->counts.bytes_hashed += (uint64_t)batch->hashed * PM_PAGE_SIZE;
+	scanner->counts.read_errors += batch->read_errors;
+	for (size_t i = 0; i < batch->n; i++)
 		if (c[i].chunk)
-			pm_index_prefetch_entry(&scanner->index, (uint32_t)scanner->hashes[i] + salt(nodes[i]));
-	for (size_t i = 0; i < n; i++)
-		if (c[i].chunk && proven(scanner, &c[i], scanner->hashes[i], salt(nodes[i]), &sum)) {
+			pm_index_prefetch(&scanner->index, (uint32_t)batch->hashes[i] + salt(batch->nodes[i]));
+	for (size_t i = 0; i < batch->n; i++)
+		if (c[i].chunk)
+			pm_index_prefetch_entry(&scanner->index, (uint32_t)batch->hashes[i] + salt(batch->nodes[i]));
+	for (size_t i = 0; i < batch->n; i++)
+		if (c[i].chunk && proven(scanner, &c[i], batch->hashes[i], salt(batch->nodes[i]), &sum)) {
 			c[i].chunk->touched = scanner->slice;
-			match(scanner, c[i].chunk, c[i].i, sum, scanner->buffer + i * PM_PAGE_SIZE, nodes[i]);
+			match(scanner, c[i].chunk, c[i].i, sum, batch->buffer + i * PM_PAGE_SIZE, batch->nodes[i]);
 		}
-	scanner->ncandidates = 0;
 	if (pm_pool_flush(&scanner->pool, &scanner->run))
 		scanner->counts.write_errors++;
+	batch->n = 0;
+}
+
+static void read_begin(struct pm_scanner *scanner, struct pm_batch *batch)
+{
+	batch->mm = batch->candidates[0].chunk->mm;
+	batch->nodes_max = scanner->knobs.merge_across_nodes || scanner->nodes < 2 ? 0 : PM_NODES_MAX;
+	pm_reader_begin(&scanner->reader, batch);
+}
+
+void pm_candidate_add(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, bool decided)
+{
+	struct pm_batch *batch = &scanner->batches[scanner->filling];
+
+	batch->candidates[batch->n++] = (struct pm_candidate){
+		.chunk = chunk, .i = i, .decided = decided, .address = pm_chunk_address(chunk, i)};
+	if (batch->n < PM_READ_PAGES)
+		return;
+	/* While the next is read, what was read before is matched. */
+	read_begin(scanner, batch);
+	scanner->filling ^= 1;
+	if (scanner->batches[scanner->filling].n)
+		match_batch(scanner, &scanner->batches[scanner->filling]);
+}
+
+void pm_candidates_match(struct pm_scanner *scanner)
+{
+	struct pm_batch *last = &scanner->batches[scanner->filling], *before = &scanner->batches[scanner->filling ^ 1];
+
+	if (last->n)
+		read_begin(scanner, last);
+	if (before->n)
+		match_batch(scanner, before);
+	if (last->n)
+		match_batch(scanner, last);
 }
 
 /* The pages of the index that have a sum, as LOOKED again. */

@@ -10,6 +10,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+static const size_t BUFFER_BYTES = (size_t)PM_READ_PAGES * PM_PAGE_SIZE;
+
 /* What one of the machine's small files says, or `otherwise`. */
 static uint64_t read_number(const char *path, uint64_t otherwise)
 {
@@ -61,6 +63,7 @@ int pm_scanner_init(struct pm_scanner *scanner)
 		.gap_pages = 8,
 		.vma_reserve = 1000,
 	};
+	pm_reader_init(&scanner->reader);
 	pm_pool_init(&scanner->pool);
 	memset(scanner->spill, 0xff, sizeof(scanner->spill)); /* PM_NO_SLOT */
 	scanner->max_map_count = read_number("/proc/sys/vm/max_map_count", 65530);
@@ -69,11 +72,12 @@ int pm_scanner_init(struct pm_scanner *scanner)
 	if (err)
 		return err;
 	scanner->datagram = malloc(PM_MESSAGE_MAX);
-	scanner->buffer = mmap(NULL, (size_t)PM_READ_PAGES * PM_PAGE_SIZE, PROT_READ | PROT_WRITE,
-			       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (scanner->buffer == MAP_FAILED)
-		scanner->buffer = NULL;
-	if (!scanner->datagram || !scanner->buffer) {
+	for (size_t i = 0; i < 2; i++) {
+		scanner->batches[i].buffer = mmap(NULL, BUFFER_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (scanner->batches[i].buffer == MAP_FAILED)
+			scanner->batches[i].buffer = NULL;
+	}
+	if (!scanner->datagram || !scanner->batches[0].buffer || !scanner->batches[1].buffer) {
 		pm_scanner_deinit(scanner);
 		return -ENOMEM;
 	}
@@ -84,14 +88,16 @@ void pm_scanner_deinit(struct pm_scanner *scanner)
 {
 	while (scanner->mms)
 		pm_mm_remove(scanner, scanner->mms);
+	pm_reader_deinit(&scanner->reader);
 	pm_index_deinit(&scanner->index);
 	pm_chunks_deinit(&scanner->chunks);
 	pm_pool_deinit(&scanner->pool);
 	pm_maps_deinit(&scanner->maps);
 	free(scanner->datagram);
 	free(scanner->events);
-	if (scanner->buffer)
-		munmap(scanner->buffer, (size_t)PM_READ_PAGES * PM_PAGE_SIZE);
+	for (size_t i = 0; i < 2; i++)
+		if (scanner->batches[i].buffer)
+			munmap(scanner->batches[i].buffer, BUFFER_BYTES);
 	memset(scanner, 0, sizeof(*scanner));
 }
 

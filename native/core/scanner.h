@@ -4,7 +4,8 @@
  *
  *   region.c  which memory: marks, /proc/PID/maps, pool mappings
  *   look.c    a pass over a process: what the kernel says of each page, and what follows from it
- *   match.c   reading pages, and finding equal ones
+ *   read.c    reading pages
+ *   match.c   finding equal ones
  *   request.c what is asked of agents, and their answers
  *   sweep.c   the end of a pass: dead slots, retired segments
  *   scanner.c processes coming and going, knobs, counters
@@ -24,10 +25,10 @@
 #include "maps.h"
 #include "pool.h"
 #include "protocol.h"
+#include "read.h"
 #include "track.h"
 
 enum {
-	PM_READ_PAGES = 256,  /* read at once: 1 MiB, which stays in the cache between reading and matching */
 	PM_SPANS = 1024,
 	PM_ASK_PAGES = 8192,  /* in one request: some 10 ms of an agent's time */
 	PM_NAME_MAX = 32,
@@ -126,13 +127,6 @@ struct pm_knobs {
 	uint32_t vma_reserve;
 };
 
-struct pm_candidate {
-	struct pm_chunk *chunk;
-	uint32_t i;
-	bool exclusive; /* mapped by this process alone */
-	bool decided; /* unchanged since the first look by write tracking; else the sums decide */
-};
-
 struct pm_counts { /* since the start */
 	uint64_t pages_scanned, pages_skipped;
 	uint64_t bytes_read, bytes_hashed;
@@ -160,12 +154,11 @@ struct pm_scanner {
 	uint64_t chains, dups;
 	uint32_t spill[PM_NODES_MAX], spill_used[PM_NODES_MAX]; /* window for pages whose own position is taken */
 	int nodes;
-	char *buffer; /* PM_READ_PAGES pages */
-	struct pm_candidate candidates[PM_READ_PAGES];
-	size_t ncandidates;
+	struct pm_reader reader;
+	struct pm_batch batches[2]; /* one is filled or read while the other is matched */
+	unsigned int filling;
 	uint32_t differing[PM_DIFFERING]; /* pages of an answer that proved different, by number */
 	size_t ndiffering;
-	uint64_t hashes[PM_READ_PAGES];
 	struct pm_page_region spans[PM_SPANS];
 	struct pm_maps maps;
 	struct pm_pool_run run;

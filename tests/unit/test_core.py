@@ -158,11 +158,11 @@ def test_two_looks_make_a_request(
     kind, count, named_seq = struct.unpack_from("=IIQ", datagram)
     assert (kind, named_seq) == (17, seq)
     assert len(datagram) == 16 + 24 * count
-    assert len(fds) == 1
+    assert len(fds) in (1, 2)  # twins within one 2 MiB stretch have slots in a segment of their own
     _core.check_message(datagram, False)
     runs = [struct.unpack_from("=QIIII", datagram, 16 + 24 * i) for i in range(count)]
     assert sum(run[1] for run in runs) == 64
-    assert all(os.pread(fds[0], PAGE, run[3] * PAGE) for run in runs)
+    assert all(os.pread(fds[run[2]], PAGE, run[3] * PAGE) for run in runs)
     # It says that everything differs: nothing is merged, and no slot is left in use.
     failed = b"".join(struct.pack("=QII", run[0], run[1], 1) for run in runs)
     result = struct.pack("=IIQ", 5, count, seq) + struct.pack("=IIIIIiQQ", 0, 64, 0, 0, 0, 0, 0, 0)
