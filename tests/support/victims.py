@@ -102,16 +102,22 @@ def holder(env: Mapping[str, str], user: int | None = None, lacks: str = "") -> 
 
 
 @cache
-def compiled(name: str) -> Path:
-    """Compile tests/support/NAME.c, once a session; the program may be run by any user."""
+def compiled(name: str, *flags: str) -> Path:
+    """Compile tests/support/NAME.c, once a session; the program may be run by any user.
+
+    Args:
+        name: of the source, without `.c`.
+        flags: Added to the compiler's; `-nostdlib` stands alone.
+    """
     folder = Path(tempfile.mkdtemp(prefix="pagemerge-test-"))
     folder.chmod(0o755)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     program = folder / name
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
     source = Path(__file__).with_name(f"{name}.c")
+    usual = [] if "-nostdlib" in flags else ["-pthread"]
     subprocess.run(
-        [compiler, "-O2", "-D_GNU_SOURCE", "-pthread", "-o", program, source], check=True
+        [compiler, "-O2", "-D_GNU_SOURCE", *usual, *flags, "-o", program, source], check=True
     )
     return program
 

@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pagemerge.errors import CommandError, PagemergeError, ProcessGoneError
-from pagemerge.memory import iter_pids, read_process_file, read_stat, read_tree
+from pagemerge.memory import (
+    iter_pids,
+    read_process_file,
+    read_stat,
+    read_thread_states,
+    read_tree,
+)
 from pagemerge.memory.ownership import (
     find_cgroup,
     iter_cgroup_pids,
@@ -158,7 +164,8 @@ def _describe(pids: Iterable[int], named: set[int], notes: list[str]) -> list[Ta
                 if pid in named:
                     notes.append(f"process {pid} ({stat.comm}) is a kernel thread: no memory")
                 continue
-            if stat.state in "ZX":
+            # the first thread may have exited while others go on
+            if stat.state in "ZX" and not set(read_thread_states(pid)) - set("ZX"):
                 if pid in named:
                     notes.append(f"process {pid} ({stat.comm}) is a zombie: its memory is gone")
                 continue

@@ -21,6 +21,7 @@ from pagemerge.memory.processes import (
     read_cpu_seconds,
     read_stat,
     read_statm,
+    read_thread_states,
     read_tree,
 )
 from pagemerge.memory.smaps import (
@@ -57,6 +58,7 @@ __all__ = [
     "read_smaps_rollup",
     "read_stat",
     "read_statm",
+    "read_thread_states",
     "read_tree",
     "read_vmstat",
     "reading",

@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from pagemerge.errors import FormatError, ProcessGoneError
-from pagemerge.memory.files import PROC, iter_pids, read_process_text
+from pagemerge.errors import FormatError, NotSupportedError, ProcessGoneError
+from pagemerge.memory.files import PROC, iter_pids, read_process_text, reading
 
 __all__ = [
     "ProcessStat",
@@ -22,6 +22,7 @@ __all__ = [
     "read_cpu_seconds",
     "read_stat",
     "read_statm",
+    "read_thread_states",
     "read_tree",
 ]
 
@@ -120,6 +121,25 @@ def read_statm(pid: int, proc: Path = PROC) -> Statm:
         ProcessGoneError: it has ended.
     """
     return parse_statm(read_process_text(pid, "statm", proc), f"{proc}/{pid}/statm")
+
+
+def read_thread_states(pid: int, proc: Path = PROC) -> list[str]:
+    """Read the state of each of a process's threads: one letter, as in /proc/PID/task/*/stat.
+
+    Raises:
+        ProcessGoneError: it has ended.
+    """
+    tasks = proc / str(pid) / "task"
+    with reading(pid, tasks, proc):
+        names = [entry.name for entry in tasks.iterdir()]
+    states = []
+    for name in names:
+        try:
+            text = read_process_text(pid, f"task/{name}/stat", proc)
+        except (ProcessGoneError, NotSupportedError):  # the thread has ended
+            continue
+        states.append(parse_stat(text, f"{tasks}/{name}/stat").state)
+    return states
 
 
 def read_comm(pid: int, proc: Path = PROC) -> str:
