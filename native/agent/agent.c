@@ -51,6 +51,7 @@ static void after_fork_child(void)
 	pm_marks_forked();
 	pm_gate_reset();
 	pm_table_forked();
+	pm_uffd_forked();
 	pm_locks_forked_child();
 	pm_link_forked();
 }

@@ -25,6 +25,10 @@ int pm_uffd_open(void);							/* a descriptor, or -errno */
 int pm_uffd_protect(int fd, uint64_t start, uint64_t end, int tracker); /* 0 or -errno */
 void pm_uffd_release(int fd, uint64_t start, uint64_t end);
 bool pm_uffd_possible(void);
+void pm_uffd_fill_begin(uint64_t start, uint64_t end);
+void pm_uffd_fill(void *to, const void *from, size_t length);
+void pm_uffd_fill_end(void);
+void pm_uffd_forked(void);
 
 /* gate.c: the agent's replacements against the program's own calls that change mappings */
 int pm_gate_close(uint64_t start, uint64_t end); /* the agent: 0 or -EBUSY */

@@ -185,12 +185,15 @@ bool pm_group_equals(struct pm_group *group, const int *fds)
 static int copy_aside(struct pm_group *group, uint64_t addr, bool direct)
 {
 	char *to = group->aside + (addr - group->start);
+	const void *from = (const void *)(uintptr_t)addr;
 
-	if (direct) {
-		memcpy(to, (const void *)(uintptr_t)addr, PM_PAGE_SIZE);
-		return 0;
+	if (!direct) {
+		if (read_self(bounce, addr, PM_PAGE_SIZE))
+			return -EFAULT;
+		from = bounce;
 	}
-	return read_self(to, addr, PM_PAGE_SIZE);
+	pm_uffd_fill(to, from, PM_PAGE_SIZE);
+	return 0;
 }
 
 /*
@@ -221,7 +224,11 @@ static int map_aside(struct pm_group *group, const int *fds)
 /* Gap pages and pages that differ become private copies in it. */
 static int fill_aside(struct pm_group *group, bool direct)
 {
+	uint64_t start = (uintptr_t)group->aside, end = start + (group->end - group->start);
 	int error = 0;
+
+	if (group->nruns > 1)
+		pm_uffd_fill_begin(start, end);
 
 	for (uint32_t i = 0; i < group->nruns && !error; i++) {
 		const struct pm_run *run = &group->runs[i];
@@ -235,6 +242,7 @@ static int fill_aside(struct pm_group *group, bool direct)
 			}
 		}
 	}
+	pm_uffd_fill_end();
 	return error;
 }
 

@@ -104,19 +104,29 @@ static void leave_written(int pagemap, const struct pm_group *first, uint32_t n)
 	}
 }
 
-/* Copy the gap pages of a group out of its memory or back into it, a copy of the pool's page apiece; the end of what was copied. */
-static char *move_gaps(const struct pm_group *group, char *buffer, bool back)
+/* Copy the gap pages of a group out of its memory; the end of what was copied. */
+static char *take_gaps(const struct pm_group *group, char *buffer)
 {
 	for (uint32_t r = 0; r < group->nruns; r++) {
 		const struct pm_run *run = &group->runs[r];
-		void *memory = (void *)(uintptr_t)run->addr;
 
 		if (!(run->flags & PM_RUN_GAP))
 			continue;
-		if (back)
-			memcpy(memory, buffer, pm_bytes(run->npages));
-		else
-			memcpy(buffer, memory, pm_bytes(run->npages));
+		memcpy(buffer, (const void *)(uintptr_t)run->addr, pm_bytes(run->npages));
+		buffer += pm_bytes(run->npages);
+	}
+	return buffer;
+}
+
+/* And back into it, where there is a mapping of the pool now: private copies. */
+static const char *put_gaps(const struct pm_group *group, const char *buffer)
+{
+	for (uint32_t r = 0; r < group->nruns; r++) {
+		const struct pm_run *run = &group->runs[r];
+
+		if (!(run->flags & PM_RUN_GAP))
+			continue;
+		pm_uffd_fill((void *)(uintptr_t)run->addr, buffer, pm_bytes(run->npages));
 		buffer += pm_bytes(run->npages);
 	}
 	return buffer;
@@ -145,21 +155,26 @@ static void map_surely(const struct pm_group *group, int fd)
 static void replace(struct pm_group *first, uint32_t n, const struct pm_request *request)
 {
 	for (uint32_t i = 0, k; i < n; i = k) {
-		char *out = gaps, *back = gaps;
+		char *out = gaps;
+		const char *back = gaps;
 
 		k = ready[i] ? span(first, i, n) : i + 1;
 		if (!ready[i])
 			continue;
 		for (uint32_t at = i; at < k; at++)
-			out = move_gaps(&first[at], out, false);
+			out = take_gaps(&first[at], out);
 		if (pm_munmap((void *)(uintptr_t)first[i].start, first[k - 1].end - first[i].start))
 			continue;
 		for (uint32_t at = i; at < k; at++) {
 			map_surely(&first[at], request->fds[first[at].runs->segment]);
-			back = move_gaps(&first[at], back, true);
 			first[at].copies = count_gaps(&first[at]);
 			first[at].done = true;
 		}
+		if (out > gaps)
+			pm_uffd_fill_begin(first[i].start, first[k - 1].end);
+		for (uint32_t at = i; at < k; at++)
+			back = put_gaps(&first[at], back);
+		pm_uffd_fill_end();
 	}
 }
 

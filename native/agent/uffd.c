@@ -9,6 +9,7 @@
 
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <string.h>
 
 #ifndef USERFAULTFD_IOC_NEW
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
@@ -88,4 +89,58 @@ void pm_uffd_release(int fd, uint64_t start, uint64_t end)
 
 	(void)!ioctl(fd, UFFDIO_UNREGISTER, &range);
 	(void)!ioctl(fd, UFFDIO_WAKE, &range); /* also those who waited for pages that are mapped anew */
+}
+
+/*
+ * Filling holes of a private mapping of a segment.  An ordinary write to one makes the kernel give the segment a page, too, which then is nobody's: memory lost for
+ * each page that is kept private between merged ones.  UFFDIO_COPY does not.  This userfaultfd catches nobody's faults; it needs no privilege.
+ */
+static int filler = -1;
+static struct uffdio_range filling; /* len 0: nothing */
+
+static int open_filler(void)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	int fd = pm_table_is_own() ? pm_userfaultfd(O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY) : -EPERM;
+
+	if (fd >= 0 && ioctl(fd, UFFDIO_API, &api)) {
+		close(fd);
+		return -EINVAL;
+	}
+	return fd;
+}
+
+/* From now on [start, end) is filled so, where that can be had.  Kept open: closing one goes through all mappings of the process. */
+void pm_uffd_fill_begin(uint64_t start, uint64_t end)
+{
+	struct uffdio_register request = { .range = { start, end - start }, .mode = UFFDIO_REGISTER_MODE_MISSING };
+
+	if (filler == -1)
+		filler = open_filler();
+	if (filler >= 0 && ioctl(filler, UFFDIO_REGISTER, &request) == 0)
+		filling = request.range;
+}
+
+void pm_uffd_fill_end(void)
+{
+	if (filling.len)
+		(void)!ioctl(filler, UFFDIO_UNREGISTER, &filling);
+	filling.len = 0;
+}
+
+void pm_uffd_fill(void *to, const void *from, size_t length)
+{
+	struct uffdio_copy copy = { .dst = (uintptr_t)to, .src = (uintptr_t)from, .len = length, .mode = UFFDIO_COPY_MODE_DONTWAKE };
+
+	if (filling.len && ioctl(filler, UFFDIO_COPY, &copy) == 0)
+		return;
+	pm_uffd_fill_end(); /* or our own write would wait for us to handle its fault */
+	memcpy(to, from, length);
+}
+
+/* A child of fork(2) has none. */
+void pm_uffd_forked(void)
+{
+	filler = -1;
+	filling.len = 0;
 }

@@ -131,6 +131,34 @@ def test_scattered_pages_are_replaced_within_one_stop(
     os.close(fd)
 
 
+@pytest.mark.parametrize("barrier", ["uffd", "freeze"])
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_private_pages_between_merged_ones_take_no_room_in_the_pool(
+    listener: socket.socket, tmp_path: Path, barrier: str, pieces: int
+) -> None:
+    fd = os.memfd_create("pagemerge", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    os.ftruncate(fd, 64 << 20)
+    holes = range(4, N, 8)
+    for page in (page for page in range(N) if page not in holes):
+        os.pwrite(fd, CONTENT[page * PAGE : (page + 1) * PAGE], page * PAGE)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0x10 | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    with client(listener, tmp_path, PAGEMERGE_BARRIER=barrier) as (child, peer, address):
+        before = child.ask("sum")
+        peer.track(address, address + N * PAGE)
+        runs = []
+        for first in range(0, N, N // pieces):
+            flags = 0
+            for page in range(first, first + N // pieces, 8):
+                for at, n, gap in ((page, 4, 0), (page + 4, 1, GAP), (page + 5, 3, 0)):
+                    runs.append(RUN.pack(address + at * PAGE, n, 0, at, gap | flags))
+                    flags = JOINED
+        result = peer.ask(wire.Kind.MERGE, runs, [fd, peer.fds[-1]])
+        assert (result.merged, result.copied) == (N - len(holes), len(holes))
+        assert child.ask("sum") == before
+        assert os.fstat(fd).st_blocks * 512 == (N - len(holes)) * PAGE
+    os.close(fd)
+
+
 def test_pages_between_scattered_ones_stay_private(listener: socket.socket, tmp_path: Path) -> None:
     fd = segment(bytes(PAGE) + CONTENT)
     with client(listener, tmp_path, PAGEMERGE_BARRIER="freeze") as (child, peer, address):
