@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -246,3 +247,49 @@ def test_the_commands_do_it_for_a_tree(capsys: pytest.CaptureFixture[str]) -> No
         assert (merges(c.pid), merges(inner)) == (False, True)
         assert capsys.readouterr().out.count("merging on, a thread stopped for") == 2
         os.kill(inner, signal.SIGKILL)
+
+
+def test_all_of_many_are_tried_and_each_that_failed_is_named(
+    sleeper: Child, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    assert main(["enable", "2", str(gone.pid), str(sleeper.pid)]) == 1
+    assert merges(sleeper.pid)
+    out, err = capsys.readouterr()
+    assert f"python[{sleeper.pid}]: merging on" in out.replace("python3", "python")
+    assert f"no process {gone.pid}" in err
+    assert "kernel thread" in err
+    assert "2 of 3 processes: merging not switched on" in err
+
+
+def test_the_outcomes_are_told_as_json(sleeper: Child, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["enable", "--json", str(sleeper.pid), "2"]) == 1
+    refused, done = json.loads(capsys.readouterr().out)
+    assert (refused["pid"], refused["merging"], refused["stopped_seconds"]) == (2, None, None)
+    assert refused["error"]
+    assert (done["pid"], done["merging"], done["error"]) == (sleeper.pid, True, None)
+    assert done["stopped_seconds"] > 0
+    assert main(["disable", "--json", "--dry-run", str(sleeper.pid)]) == 0
+    (meant,) = json.loads(capsys.readouterr().out)
+    assert (meant["pid"], meant["merging"]) == (sleeper.pid, None)
+    assert merges(sleeper.pid)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("7f0000000000", "no region"),
+        ("zz-10000", "no region"),
+        ("1000-20000000000000000000", "no region"),
+        ("3000-2000", "its end is not after its start"),
+        ("1000-1000", "its end is not after its start"),
+        ("1001-3000", "not whole pages"),
+        ("1000-2fff", "not whole pages"),
+    ],
+)
+def test_what_is_no_region_is_refused_before_anything_is_stopped(
+    sleeper: Child, text: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["enable", f"--region={text}", str(sleeper.pid)]) == 2
+    assert reason in capsys.readouterr().err

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pagemerge.errors import CommandError, PagemergeError, ProcessGoneError
+from pagemerge.units import PAGE_SIZE, render_duration
+
+if TYPE_CHECKING:
+    from pagemerge.insight import Target
 
 __all__ = ["add_request_options", "carry_out"]
 
@@ -28,56 +37,117 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="say which processes are meant, stop none"
     )
+    parser.add_argument("--json", action="store_true", help="a list, one object a process")
 
 
 def carry_out(args: argparse.Namespace, *, on: bool) -> int:
     """Switch merging on or off as the arguments say; returns the exit status.
 
+    Every process is tried, whatever became of the one before.
+
     Raises:
         CommandError: they name no process, or the region is none.
         PagemergeError: it failed, for the only process that is meant.
     """
-    from pagemerge.insight.targets import find_targets
     from pagemerge.kernel import advise_region, set_memory_merge
-    from pagemerge.units import render_duration
 
     region = None if args.region is None else _parse_region(args.region)
-    found = find_targets(pids=args.pids, trees=args.tree, cgroups=args.cgroup, units=args.unit)
-    for note in found.notes:
-        sys.stderr.write(f"{note}\n")
-    if region and len(found.items) > 1:
+    found, missing = _find(args)
+    if region and len(found) > 1:
         raise CommandError("--region goes with one process")
     word = "on" if on else "off"
-    status = 0
-    for target in found.items:
+    alone = len(found) == 1 and not missing
+    outcomes = [_Outcome(pid, "", error="no such process, or one without memory") for pid in missing]
+    for target in found:
+        outcome = _Outcome(target.pid, target.command)
+        outcomes.append(outcome)
         if args.dry_run:
-            sys.stdout.write(f"{target.label}: merging {word} (not done)\n")
+            if not args.json:
+                sys.stdout.write(f"{target.label}: merging {word} (not done)\n")
             continue
         try:
             if region:
                 done = advise_region(target.pid, *region, on=on)
             else:
                 done = set_memory_merge(target.pid, on=on)
-        except ProcessGoneError as error:
-            if len(found.items) == 1:
-                raise
-            sys.stderr.write(f"{error}\n")
         except PagemergeError as error:
-            if len(found.items) == 1:
+            if alone:
                 raise
+            outcome.error = str(error)
+            # of a tree or a cgroup: that processes end is nothing to complain of
+            outcome.expected = isinstance(error, ProcessGoneError) and target.pid not in args.pids
             sys.stderr.write(f"{target.label}: {error}\n")
-            status = 1
         else:
-            stopped = render_duration(done.stopped_seconds)
-            sys.stdout.write(f"{target.label}: merging {word}, a thread stopped for {stopped}\n")
-    return status
+            outcome.stopped_seconds = done.stopped_seconds
+            if not args.json:
+                stopped = render_duration(done.stopped_seconds)
+                sys.stdout.write(
+                    f"{target.label}: merging {word}, a thread stopped for {stopped}\n"
+                )
+    if args.json:
+        json.dump([outcome.as_json(on=on) for outcome in outcomes], sys.stdout, indent=1)
+        sys.stdout.write("\n")
+    failed = sum(1 for outcome in outcomes if outcome.error and not outcome.expected)
+    if failed:
+        sys.stderr.write(f"{failed} of {len(outcomes)} processes: merging not switched {word}\n")
+    return 1 if failed else 0
+
+
+@dataclass
+class _Outcome:
+    """What became of one process; `stopped_seconds` is None where nothing was done."""
+
+    pid: int
+    command: str
+    stopped_seconds: float | None = None
+    error: str | None = None
+    expected: bool = False
+
+    def as_json(self, *, on: bool) -> dict[str, object]:
+        return {
+            "pid": self.pid,
+            "command": self.command,
+            "merging": on if self.stopped_seconds is not None else None,
+            "stopped_seconds": self.stopped_seconds,
+            "error": self.error,
+        }
+
+
+def _find(args: argparse.Namespace) -> tuple[Sequence[Target], list[int]]:
+    """Whose memory is meant, and which of the numbers given are no process's with memory."""
+    from pagemerge.insight.targets import find_targets
+    from pagemerge.memory import read_stat
+
+    there: list[int] = []
+    for pid in dict.fromkeys(args.pids):
+        try:
+            read_stat(pid)
+        except ProcessGoneError as error:
+            if len(args.pids) == 1 and not (args.tree or args.cgroup or args.unit):
+                raise CommandError(f"no process {pid}") from error
+            sys.stderr.write(f"no process {pid}\n")
+        else:
+            there.append(pid)
+    if args.pids and not (there or args.tree or args.cgroup or args.unit):
+        raise CommandError("none of these processes exists")
+    found = find_targets(pids=there, trees=args.tree, cgroups=args.cgroup, units=args.unit)
+    for note in found.notes:
+        sys.stderr.write(f"{note}\n")
+    meant = {target.pid for target in found.items}
+    return found.items, [pid for pid in dict.fromkeys(args.pids) if pid not in meant]
 
 
 def _parse_region(text: str) -> tuple[int, int]:
-    start, _, end = text.partition("-")
-    try:
-        return int(start, 16), int(end, 16)
-    except ValueError as error:
+    example = "two hexadecimal numbers, as /proc/PID/maps has them: 7f0000000000-7f0000100000"
+    match = re.fullmatch(r"(?:0x)?([0-9a-fA-F]{1,16})-(?:0x)?([0-9a-fA-F]{1,16})", text)
+    if match is None:
+        raise CommandError(f"--region {text}: no region", hint=example)
+    start, end = int(match[1], 16), int(match[2], 16)
+    if start >= end:
+        raise CommandError(f"--region {text}: its end is not after its start", hint=example)
+    if start % PAGE_SIZE or end % PAGE_SIZE:
         raise CommandError(
-            f"{text!r} is no region", hint="two hexadecimal numbers: 7f0000000000-7f0000100000"
-        ) from error
+            f"--region {text}: not whole pages of {PAGE_SIZE} bytes",
+            hint=f"{start // PAGE_SIZE * PAGE_SIZE:x}-{-(-end // PAGE_SIZE) * PAGE_SIZE:x}",
+        )
+    return start, end
