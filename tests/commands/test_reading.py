@@ -164,9 +164,12 @@ def test_ps_lists_the_most_profitable_first(capsys: pytest.CaptureFixture[str]) 
     assert [row["pid"] for row in rows] == [12, 11]
     assert rows[0]["ksm_process_profit"] == 4_000_000
     assert rows[0]["refused"] == "io_uring"
-    lines = printed(capsys, "ps").splitlines()
-    assert lines[1].split()[0] == "12"
-    assert lines[1].endswith("not merged: io_uring")
+    assert rows[0]["ksm"] == "engine"
+    title, _, first, *_ = printed(capsys, "ps").splitlines()
+    assert title == "engine: 2 processes with merging on, profit 3.82 MiB in all"
+    assert first.split()[0] == "12"
+    assert first.endswith("not merged: io_uring")
+    assert [row["pid"] for row in json.loads(printed(capsys, "ps", "--json", "--top", "1"))] == [12]
 
 
 @pytest.mark.usefixtures("settings")

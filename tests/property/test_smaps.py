@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagemerge.memory import parse_smaps
+from pagemerge.memory import parse_smaps, parse_smaps_rows
 from pagemerge.memory.smaps import _parse_any
 
 NAMES = ("Size", "Rss", "Pss", "KSM", "Swap", "THPeligible", "ProtectionKey")
@@ -36,3 +36,16 @@ def smaps(draw: st.DrawFn) -> str:
 @given(smaps())
 def test_both_readers_agree(text: str) -> None:
     assert parse_smaps(text) == list(_parse_any(text.splitlines()))
+
+
+@given(smaps(), st.lists(st.sampled_from(NAMES), unique=True))
+def test_the_reader_of_some_sizes_agrees_with_the_reader_of_all(
+    text: str, names: list[str]
+) -> None:
+    rows = list(parse_smaps_rows(text, names))
+    assert [(row.vma, row.flags) for row in rows] == [
+        (smap.vma, smap.flags) for smap in parse_smaps(text)
+    ]
+    assert [row.sizes for row in rows] == [
+        tuple(map(smap.sizes.get, names)) for smap in parse_smaps(text)
+    ]

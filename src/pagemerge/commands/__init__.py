@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -99,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Errors of this package end in one line on stderr, with a hint where there is a way out.
     """
+    gc.set_threshold(100_000)  # a command makes many objects, and hardly any that form rings
     try:
         args = make_parser().parse_args(argv)
         status: int | None = args.command.run(args)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 from pagemerge.commands.options import add_json_option, add_ksm_option, open_ksm
+from pagemerge.commands.watching import add_watch_option, show
+from pagemerge.ksm import Ksm
 
 NAME = "status"
 HELP = "show the knobs and counters"
@@ -12,15 +14,20 @@ HELP = "show the knobs and counters"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    add_watch_option(parser)
     add_ksm_option(parser)
     add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read everything once and print it."""
+    """Read everything and print it."""
     with open_ksm(args) as ksm:
-        knobs, counters, facts = ksm.knobs.read(), ksm.counters(), ksm.facts()
-        implementation = ksm.implementation
+        show(args, lambda _lines: _print(args, ksm))
+
+
+def _print(args: argparse.Namespace, ksm: Ksm) -> None:
+    knobs, counters, facts = ksm.knobs.read(), ksm.counters(), ksm.facts()
+    implementation = ksm.implementation
     if args.json:
         from pagemerge.views.data import print_json, status_data
 

@@ -13,11 +13,10 @@ from pagemerge.errors import (
 from pagemerge.ksm import Process, Region
 from pagemerge.memory import (
     PROC,
-    Smap,
     iter_pids,
     read_comm,
     read_process_text,
-    read_smaps,
+    read_smaps_rows,
 )
 
 __all__ = [
@@ -42,6 +41,9 @@ _OBSTACLES = (
     ("sh", "shared"),
     ("ms", "shared"),
 )
+
+
+_KERNELS_OWN = ("[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]")
 
 
 def parse_ksm_stat(text: str) -> dict[str, int | bool]:
@@ -120,28 +122,41 @@ def read_regions(pid: int, proc: Path = PROC) -> list[Region]:
         ProcessGoneError: there is no such process.
         NotPermittedError: its memory may not be looked at.
     """
-    return [
-        Region(
-            start=smap.vma.start,
-            end=smap.vma.end,
-            name=smap.vma.path,
-            merged_bytes=smap.ksm_bytes,
-            present_bytes=smap.sizes.get("Rss"),
-            perms=smap.vma.perms,
-            mergeable=smap.is_mergeable,
-            obstacle=obstacle_of(smap),
+    names = ("KSM", "Rss", "Anonymous")
+    obstacles: dict[tuple[frozenset[str], bool], str | None] = {}
+    regions = []
+    for vma, (ksm, rss, anonymous), flags in read_smaps_rows(pid, names, proc):
+        kind = (flags, vma.path.startswith("[v"))
+        if kind not in obstacles:
+            obstacles[kind] = obstacle_of(vma.path, flags)
+        regions.append(
+            Region(
+                start=vma.start,
+                end=vma.end,
+                name=vma.path,
+                merged_bytes=ksm,
+                present_bytes=rss,
+                perms=vma.perms,
+                mergeable="mg" in flags,
+                obstacle=obstacles[kind],
+                anonymous_bytes=anonymous,
+            )
         )
-        for smap in read_smaps(pid, proc)
-    ]
+    return regions
 
 
-def obstacle_of(smap: Smap) -> str | None:
-    """Say why the kernel would not merge a region whatever it is asked; None where it would."""
-    if smap.is_mergeable:
+def obstacle_of(path: str, flags: frozenset[str]) -> str | None:
+    """Say why the kernel would not merge a region whatever it is asked; None where it would.
+
+    Args:
+        path: what is mapped, as in /proc/PID/maps.
+        flags: the VmFlags of smaps.
+    """
+    if "mg" in flags:
         return None
-    if smap.vma.path in ("[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]"):
+    if path in _KERNELS_OWN:
         return "the kernel's own"
-    return next((why for flag, why in _OBSTACLES if flag in smap.flags), None)
+    return next((why for flag, why in _OBSTACLES if flag in flags), None)
 
 
 def _read_old_process(pid: int, proc: Path) -> Process | None:

@@ -1,5 +1,6 @@
 """The one interface to samepage merging, and the one table of its knobs, counters and events."""
 
+from pagemerge.ksm.groups import RegionGroup, group_regions
 from pagemerge.ksm.interface import (
     Event,
     Knobs,
@@ -53,10 +54,12 @@ __all__ = [
     "Process",
     "ProcessItem",
     "Region",
+    "RegionGroup",
     "Stop",
     "Type",
     "Unit",
     "find_knob",
+    "group_regions",
     "known_events",
     "known_knob",
     "parse_assignment",

@@ -55,6 +55,7 @@ class Region:
         perms: as in /proc/PID/maps.
         mergeable: whether ksmd looks at it (`mg` in smaps' VmFlags).
         obstacle: why it can't be merged; None where it can.
+        anonymous_bytes: bytes in memory that are the process's own: all that ksmd can look at.
     """
 
     start: int
@@ -67,6 +68,7 @@ class Region:
     perms: str | None = None
     mergeable: bool | None = None
     obstacle: str | None = None
+    anonymous_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,16 +26,20 @@ from pagemerge.memory.processes import (
 )
 from pagemerge.memory.smaps import (
     Smap,
+    SmapRow,
     parse_smaps,
     parse_smaps_rollup,
+    parse_smaps_rows,
     read_smaps,
     read_smaps_rollup,
+    read_smaps_rows,
 )
 
 __all__ = [
     "PROC",
     "ProcessStat",
     "Smap",
+    "SmapRow",
     "Statm",
     "Vma",
     "iter_pids",
@@ -44,6 +48,7 @@ __all__ = [
     "parse_meminfo",
     "parse_smaps",
     "parse_smaps_rollup",
+    "parse_smaps_rows",
     "parse_stat",
     "parse_statm",
     "parse_vmstat",
@@ -56,6 +61,7 @@ __all__ = [
     "read_process_text",
     "read_smaps",
     "read_smaps_rollup",
+    "read_smaps_rows",
     "read_stat",
     "read_statm",
     "read_thread_states",
