@@ -59,7 +59,7 @@ class Recorder:
             )
             entry["tests"] += outcome != "lacking"
             entry["outcome"] = max(entry["outcome"], outcome, key=_ORDER.index)
-            entry["notes"] += [note for note in notes if note not in entry["notes"]]
+            entry["notes"] += [note for note in dict.fromkeys(notes) if note not in entry["notes"]]
 
     def write(self, path: Path) -> None:
         """Add this run to the file, in the place of an earlier one of the same kernel."""

@@ -26,6 +26,7 @@ from pagemerge.ksm import Ksm, Process, find_knob
 from pagemerge.memory import Smap, Vma, read_maps, read_smaps
 from tests.support.conformance.client import Client
 from tests.support.engine import EngineDaemon
+from tests.support.environment import lacking
 from tests.support.kernel_ksm import KernelKsmControl, hold_kernel_ksm
 from tests.support.victims import agent_env
 from tests.support.waiting import wait_until
@@ -286,7 +287,22 @@ class KernelWorld(World):
         self.control = control
         self.ksm: KernelKsm = KernelKsm()
         self._ksmd = self.ksm.facts().get("pid")
+        self._await_alone()
         self._prepare()
+
+    def _await_alone(self) -> None:
+        """Wait until nobody else uses KSM, as far as this kernel tells (Linux 6.14)."""
+        if not self.tells_processes:
+            return
+
+        def alone() -> bool:
+            return not any(p.ksm_mergeable or p.ksm_merge_any for p in self.ksm.processes())
+
+        try:
+            wait_until(alone, "the end of others' use of KSM")
+        except TimeoutError:
+            others = ", ".join(f"{p.pid} ({p.comm})" for p in self.ksm.processes())
+            lacking(f"a KSM that nobody else uses: {others} have it on")
 
     def write(self, name: str, text: str) -> int:
         """Write a knob's file: errno, 0 when accepted."""
