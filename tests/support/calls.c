@@ -123,6 +123,8 @@ int main(int argc, char **argv)
 	memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	for (size_t i = 0; i < pages; i++)
 		fill(memory + i * PAGE, i);
+	printf("memory %lu\n", (unsigned long)(uintptr_t)memory);
+	fflush(stdout);
 	if (madvise(memory, pages * PAGE, MADV_MERGEABLE_)) {
 		perror("madvise");
 		return 1;
