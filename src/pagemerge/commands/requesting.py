@@ -57,7 +57,9 @@ def carry_out(args: argparse.Namespace, *, on: bool) -> int:
         raise CommandError("--region goes with one process")
     word = "on" if on else "off"
     alone = len(found) == 1 and not missing
-    outcomes = [_Outcome(pid, "", error="no such process, or one without memory") for pid in missing]
+    outcomes = [
+        _Outcome(pid, "", error="no such process, or one without memory") for pid in missing
+    ]
     for target in found:
         outcome = _Outcome(target.pid, target.command)
         outcomes.append(outcome)

@@ -20,6 +20,7 @@ from pagemerge.memory import PROC, Smap, read_smaps
 
 __all__ = [
     "Footprint",
+    "Lineage",
     "PoolMapping",
     "parse_footprint",
     "read_family",
@@ -35,21 +36,34 @@ _AUX: Final = struct.Struct("@LL")
 
 @dataclass(frozen=True, slots=True)
 class PoolMapping:
-    """A mapping of the pool; two that are equal were inherited over a fork.
+    """A mapping of the pool, or a part of one.
 
     Attributes:
         inode: which file of the pool.
         offset: where in the file, bytes.
         start: where in the process.
         size_bytes: its length.
-        family: what processes have in common that fork from one another with no exec between.
+        shared_bytes: how much of it is not private copies.
+        owner: whose merging made it; a child that inherited it over a fork has its parent's.
     """
 
     inode: int
     offset: int
     start: int
     size_bytes: int
-    family: bytes = b""
+    shared_bytes: int
+    owner: bytes = b""
+
+    @property
+    def end(self) -> int:
+        """The address after it."""
+        return self.start + self.size_bytes
+
+    def part(self, start: int, end: int, owner: bytes) -> PoolMapping:
+        """Cut out what lies in [start, end), its private copies taken to be spread evenly."""
+        shared = self.shared_bytes * (end - start) // self.size_bytes
+        offset = self.offset + start - self.start
+        return PoolMapping(self.inode, offset, start, end - start, shared, owner)
 
 
 @dataclass(slots=True)
@@ -58,12 +72,11 @@ class Footprint:
 
     Attributes:
         own_bytes: Pss without the pool.
-        pool: the mappings of the pool, and how many bytes of each are not private copies; the
-            most of any process where several have the same mapping.
+        pool: the mappings of the pool.
     """
 
     own_bytes: int = 0
-    pool: dict[PoolMapping, int] = field(default_factory=dict)
+    pool: list[PoolMapping] = field(default_factory=list)
 
     @property
     def unmerged_bytes(self) -> int:
@@ -72,7 +85,18 @@ class Footprint:
         Mappings that were inherited over a fork count once: without merging they would be
         shared, too.
         """
-        return self.own_bytes + sum(self.pool.values())
+        same: dict[tuple[bytes, int, int], list[PoolMapping]] = defaultdict(list)
+        for mapping in self.pool:
+            same[mapping.owner, mapping.inode, mapping.start - mapping.offset].append(mapping)
+        return self.own_bytes + sum(
+            int(
+                _union([(mapping.start, mapping.end) for mapping in mappings])
+                * max(mapping.shared_bytes / mapping.size_bytes for mapping in mappings)
+                if len(mappings) > 1
+                else mappings[0].shared_bytes
+            )
+            for mappings in same.values()
+        )
 
     @property
     def pool_bytes(self) -> int:
@@ -84,8 +108,76 @@ class Footprint:
         return sum(_union(found) for found in intervals.values())
 
 
-def parse_footprint(smaps: Iterable[Smap], family: bytes = b"") -> Footprint:
-    """Add up the mappings of a process of a family."""
+class Lineage:
+    """What processes have inherited of their mappings of the pool.
+
+    Workers that are forked and then load the same data have it at the same addresses, each by
+    its own merging; what a child had when it was first looked at, and a relative had, too, it
+    has inherited.
+    """
+
+    def __init__(self) -> None:
+        """Know of nobody yet."""
+        self._inherited: dict[tuple[int, bytes], list[PoolMapping]] = {}
+        self._known: dict[bytes, dict[int, list[PoolMapping]]] = defaultdict(dict)
+
+    def attribute(self, pid: int, family: bytes, footprint: Footprint) -> Footprint:
+        """Say of each mapping whose it is; to be called for parents before their children.
+
+        Args:
+            pid: The process.
+            family: What `read_family` says of it.
+            footprint: As read; its mappings have no owner yet.
+        """
+        key, mine = (pid, family), b"%d:%s" % (pid, family)
+        relatives = [
+            mapping
+            for other, mappings in self._known[family].items()
+            if other != pid
+            for mapping in mappings
+        ]
+        if key not in self._inherited:
+            self._inherited[key] = [
+                part
+                for mapping in footprint.pool
+                for part in _split(mapping, relatives, mine)
+                if part.owner != mine
+            ]
+        pool = [
+            part
+            for mapping in footprint.pool
+            for part in _split(mapping, self._inherited[key], mine)
+        ]
+        self._known[family][pid] = pool
+        return Footprint(footprint.own_bytes, pool)
+
+
+def _split(mapping: PoolMapping, others: Iterable[PoolMapping], mine: bytes) -> list[PoolMapping]:
+    """Cut a mapping into parts that others have just there, with their owner, and the rest."""
+    parts, at = [], mapping.start
+    here = [
+        other
+        for other in others
+        if other.inode == mapping.inode
+        and other.start - other.offset == mapping.start - mapping.offset
+        and other.start < mapping.end
+        and other.end > mapping.start
+    ]
+    for other in sorted(here, key=lambda other: other.start):
+        low, high = max(other.start, at), min(other.end, mapping.end)
+        if low >= high:
+            continue
+        if low > at:
+            parts.append(mapping.part(at, low, mine))
+        parts.append(mapping.part(low, high, other.owner))
+        at = high
+    if at < mapping.end:
+        parts.append(mapping.part(at, mapping.end, mine))
+    return parts
+
+
+def parse_footprint(smaps: Iterable[Smap]) -> Footprint:
+    """Add up the mappings of a process."""
     found = Footprint()
     for smap in smaps:
         sizes, vma = smap.sizes, smap.vma
@@ -94,8 +186,8 @@ def parse_footprint(smaps: Iterable[Smap], family: bytes = b"") -> Footprint:
                 continue  # the agent's or the daemon's view of the pool: no memory of its own
             private = min(sizes.get("Anonymous", 0) + sizes.get("Swap", 0), vma.size_bytes)
             found.own_bytes += min(sizes.get("Pss", 0), sizes.get("Anonymous", 0))
-            mapping = PoolMapping(vma.inode, vma.offset, vma.start, vma.size_bytes, family)
-            found.pool[mapping] = vma.size_bytes - private
+            shared = vma.size_bytes - private
+            found.pool.append(PoolMapping(vma.inode, vma.offset, vma.start, vma.size_bytes, shared))
         else:
             found.own_bytes += sizes.get("Pss", 0)
     return found
@@ -107,7 +199,7 @@ def read_footprint(pid: int, proc: Path = PROC) -> Footprint:
     Raises:
         ProcessGoneError, NotPermittedError: it ended, or may not be looked at.
     """
-    return parse_footprint(read_smaps(pid, proc), read_family(pid, proc))
+    return parse_footprint(read_smaps(pid, proc))
 
 
 def read_family(pid: int, proc: Path = PROC) -> bytes:
@@ -130,8 +222,7 @@ def sum_footprints(footprints: Iterable[Footprint]) -> Footprint:
     total = Footprint()
     for footprint in footprints:
         total.own_bytes += footprint.own_bytes
-        for mapping, size in footprint.pool.items():
-            total.pool[mapping] = max(size, total.pool.get(mapping, 0))
+        total.pool += footprint.pool
     return total
 
 

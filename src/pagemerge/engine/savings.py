@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from pagemerge.engine.footprint import (
     Footprint,
+    Lineage,
+    read_family,
     read_footprint,
     read_pool_bytes,
     sum_footprints,
@@ -114,6 +116,7 @@ class Savings:
     best: Sample | None = None
     samples: int = 0
     notes: list[str] = field(default_factory=list)
+    _lineage: Lineage = field(default_factory=Lineage)
     _pss_peak: int = 0
     _most_processes: int = 0
     _most_agents: int = 0
@@ -198,7 +201,11 @@ class Savings:
         # what has daemonized is no descendant any more, but an own daemon knows it is of ours
         ours = tree | {client.pid for client in clients} if self.session.is_own else tree
         self._take_clients([client for client in clients if client.pid in ours])
-        found = [footprint for footprint in map(_read_footprint, ours) if footprint is not None]
+        found = [
+            self._lineage.attribute(one, read_family(one), footprint)
+            for one in sorted(ours)
+            if (footprint := _read_footprint(one)) is not None
+        ]
         if not found:
             return
         counters = {name: status["counters"].get(name) for name in _COUNTERS}

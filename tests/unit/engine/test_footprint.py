@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pagemerge.engine.footprint import (
     Footprint,
+    Lineage,
     parse_footprint,
     read_family,
     read_footprint,
@@ -47,21 +48,35 @@ def test_private_copies_in_the_pool_stay_with_their_process() -> None:
 
 
 def test_what_was_inherited_over_a_fork_counts_once() -> None:
-    parent = footprint(pool(0x100000, 100, pss=20, anonymous=20))
-    child = footprint(pool(0x100000, 100, pss=0))
-    stranger = footprint(pool(0x900000, 100, pss=0))
+    lineage = Lineage()
+    parent = lineage.attribute(1, b"x", footprint(pool(0x100000, 100, pss=20, anonymous=20)))
+    child = lineage.attribute(2, b"x", footprint(pool(0x100000, 100, pss=0)))
+    stranger = lineage.attribute(3, b"y", footprint(pool(0x100000, 100, pss=0)))
     assert sum_footprints([parent, child]).unmerged_bytes == (20 + 100) * KIB
     assert sum_footprints([child, stranger]).unmerged_bytes == 200 * KIB
     assert sum_footprints([child, stranger]).pool_bytes == 100 * KIB
 
 
-def test_strangers_may_have_the_same_addresses() -> None:
-    one, other = (
-        parse_footprint(parse_smaps(pool(0x100000, 100, pss=0)), family)
-        for family in (b"one", b"other")
-    )
-    assert sum_footprints([one, other]).unmerged_bytes == 200 * KIB
-    assert sum_footprints([one, one]).unmerged_bytes == 100 * KIB
+def test_what_a_child_has_had_merged_itself_is_its_own() -> None:
+    lineage = Lineage()
+    lineage.attribute(1, b"x", footprint(pool(0x100000, 100, pss=0)))
+    for child in (2, 3):
+        first = lineage.attribute(child, b"x", footprint(mapping(0x300000, 64, pss=64)))
+        assert first.unmerged_bytes == 64 * KIB
+    found = [
+        lineage.attribute(child, b"x", footprint(pool(0x300000, 64, pss=0))) for child in (2, 3)
+    ]
+    assert sum_footprints(found).unmerged_bytes == 128 * KIB
+
+
+def test_a_mapping_that_grows_after_the_fork_is_inherited_in_part() -> None:
+    lineage = Lineage()
+    parent = lineage.attribute(1, b"x", footprint(pool(0x100000, 100, pss=0)))
+    lineage.attribute(2, b"x", footprint(pool(0x100000, 100, pss=0)))
+    child = lineage.attribute(2, b"x", footprint(pool(0x100000, 140, pss=0)))
+    assert sum_footprints([parent, child]).unmerged_bytes == 140 * KIB
+    parent = lineage.attribute(1, b"x", footprint(pool(0x100000, 140, pss=0)))
+    assert sum_footprints([parent, child]).unmerged_bytes == 180 * KIB
 
 
 def test_a_fork_stays_in_the_family_and_an_exec_leaves_it(tmp_path: Path) -> None:
