@@ -12,7 +12,7 @@ HEADER = Path(__file__).parents[3] / "native/core/protocol.h"
 
 def in_header(prefix: str) -> dict[str, int]:
     """The constants of the C header that begin with a prefix."""
-    pattern = rf"\bPM_{prefix}([A-Z]+) = (\d+u << \d+|\d+)"
+    pattern = rf"\bPM_{prefix}([A-Z_]+) = (\d+u << \d+|\d+)"
     found = {}
     for name, value in re.findall(pattern, HEADER.read_text()):
         number, _, shift = value.partition("u << ")
