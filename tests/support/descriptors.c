@@ -162,6 +162,8 @@ int main(int argc, char **argv)
 		perror("descriptors: madvise");
 		return 2;
 	}
+	printf("memory %lu\n", (unsigned long)(uintptr_t)memory);
+	fflush(stdout);
 	if (closes) {
 		for (; n < WRITERS; n++)
 			pthread_create(&threads[n], NULL, write_always, (void *)(uintptr_t)n);

@@ -197,24 +197,17 @@ def test_stops_are_not_seen_by_threads_that_sleep_in_system_calls(
     assert stops > 100
 
 
-@pytest.mark.parametrize("barrier", ["uffd", "uffd,freeze", "freeze"])
-def test_calls_that_change_mappings_mean_what_they_mean_without_merging(
-    listener: socket.socket, tmp_path: Path, barrier: str
-) -> None:
-    chance = random.Random(barrier)
+def hammer_program(
+    listener: socket.socket, folder: Path, barrier: str, *argv: str
+) -> tuple[dict[str, int], wire.Hello]:
+    """Merge and unmerge a program of tests/support until it ends; it must find nothing wrong."""
+    chance = random.Random(argv[0] + barrier)
     content = base_content(PAGES)
     pages = [content[at : at + PAGE] for at in range(0, len(content), PAGE)]
     fds = [segment(content), segment(b"".join(reversed(pages)))]
-    env = agent_env(tmp_path, PAGEMERGE_BARRIER=barrier)
+    env = agent_env(folder, PAGEMERGE_BARRIER=barrier)
     totals = {"merged": 0, "failed": 0, "unmerged": 0, "scattered": 0}
-    process = subprocess.Popen(
-        [str(compiled("calls")), str(SECONDS), str(PAGES)],
-        env={**os.environ, **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
+    with victim([str(compiled(argv[0])), *argv[1:], str(int(SECONDS)), str(PAGES)], env) as process:
         sock, _ = listener.accept()
         sock.settimeout(20)
         peer = Peer(sock)
@@ -224,15 +217,23 @@ def test_calls_that_change_mappings_mean_what_they_mean_without_merging(
         try:
             while process.poll() is None:
                 hammer(peer, start, fds, chance, totals)
+        except TimeoutError:
+            raise
         except (AssertionError, OSError):
             assert ended(process), "the agent hung up while its program was running"
         read_stress(process)
         peer.close()
-    finally:
-        process.kill()
-        process.wait()
-        for fd in fds:
-            os.close(fd)
+    for fd in fds:
+        os.close(fd)
+    return totals, peer.hello
+
+
+@pytest.mark.parametrize("barrier", ["uffd", "uffd,freeze", "freeze"])
+@pytest.mark.parametrize("program", ["calls", "handlers"])
+def test_calls_that_change_mappings_mean_what_they_mean_without_merging(
+    listener: socket.socket, tmp_path: Path, program: str, barrier: str
+) -> None:
+    totals, _ = hammer_program(listener, tmp_path, barrier, program)
     assert totals["merged"] > 1000
 
 
@@ -242,28 +243,7 @@ def test_calls_that_change_mappings_mean_what_they_mean_without_merging(
 def test_a_program_never_meets_the_agent_s_descriptors(
     listener: socket.socket, tmp_path: Path, what: str, barrier: str
 ) -> None:
-    chance = random.Random(what)
-    content = base_content(PAGES)
-    pages = [content[at : at + PAGE] for at in range(0, len(content), PAGE)]
-    fds = [segment(content), segment(b"".join(reversed(pages)))]
-    env = agent_env(tmp_path, PAGEMERGE_BARRIER=barrier)
-    totals = {"merged": 0, "failed": 0, "unmerged": 0, "scattered": 0}
-    with victim(
-        [str(compiled("descriptors")), what, str(int(SECONDS)), str(PAGES)], env
-    ) as process:
-        sock, _ = listener.accept()
-        sock.settimeout(20)
-        peer = Peer(sock)
-        assert not peer.hello.flags & wire.HelloFlag.SHARED_TABLE
-        assert bool(peer.hello.barriers & wire.Barrier.UFFD) == (barrier == "uffd")
-        mark = find_region(peer)
-        try:
-            while process.poll() is None:
-                hammer(peer, mark.start, fds, chance, totals)
-        except (AssertionError, OSError):
-            assert ended(process), "the agent hung up while its program was running"
-        read_stress(process)
-        peer.close()
-    for fd in fds:
-        os.close(fd)
+    totals, hello = hammer_program(listener, tmp_path, barrier, "descriptors", what)
+    assert not hello.flags & wire.HelloFlag.SHARED_TABLE
+    assert bool(hello.barriers & wire.Barrier.UFFD) == (barrier == "uffd")
     assert totals["merged"] > 500
