@@ -2,6 +2,7 @@
 /* The list of what is interposed, for processes that the agent was not preloaded into. */
 #undef _FILE_OFFSET_BITS
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
 #include <semaphore.h>
@@ -13,6 +14,7 @@
 #include <sys/select.h>
 #include <sys/sem.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <time.h>
 
 #include "patch.h"
@@ -41,6 +43,12 @@ void pm_hooks_install(void)
 		HOOK(sem_timedwait), HOOK(semop),	  HOOK(semtimedop),  HOOK(send),       HOOK(sigsuspend),
 		HOOK(sigtimedwait), HOOK(sigwaitinfo),	  HOOK(sleep),	     HOOK(usleep),
 		HOOK(mlockall),	   HOOK(munlockall),	  HOOK(pkey_mprotect), HOOK(mbind),      HOOK(clone),
+		HOOK(accept4),	   HOOK(connect),	  HOOK(fcntl),	     HOOK(fcntl64),    HOOK(open),
+		HOOK(open64),	   HOOK(openat),	  HOOK(openat64),    HOOK(process_vm_writev), HOOK(recvmmsg),
+		HOOK(sendmmsg),	   HOOK(sendmsg),	  HOOK(sendto),
+#if __GLIBC_PREREQ(2, 35)
+		HOOK(epoll_pwait2),
+#endif
 		{ "dlopen", (void *)(uintptr_t)open_and_patch },
 	};
 

@@ -29,9 +29,10 @@
 #include "refusal.h"
 #include "replace.h"
 
-enum { STACK_BYTES = 256 << 10, FD_FLOOR = 500, RETRY_FIRST_MS = 50, RETRY_MOST_MS = 1000, LOOK_AGAIN_MS = 10000,
+enum { STACK_BYTES = 256 << 10, FD_FLOOR = 500, RETRY_FIRST_MS = 50, RETRY_MOST_MS = 1000, LOOK_AGAIN_MS = 10000, REFUSED_LOOK_MS = 1000,
        LINGER_MS = 10, SHARED_LOOK_MS = 20, NOTES_AT_ONCE = 64 };
 
+static const uint64_t MEMORY_END = 1ULL << 55;
 static char socket_path[108], domain[PM_DOMAIN_MAX];
 static int sock = -1, bell_fd = -1;
 static uint64_t sock_cookie;
@@ -39,6 +40,8 @@ static _Atomic bool started;
 static bool welcomed, was_connected, preloaded, forked, private_table;
 static int32_t fork_parent;
 static uint32_t barriers, freeze_max_usecs;
+static char told_refusal[PM_DOMAIN_MAX]; /* what the daemon knows */
+static bool refusal_changed;
 static pthread_t thread;
 static atomic_bool greeted; /* hello is said; nothing may come before it */
 static char *stack;
@@ -174,6 +177,18 @@ static void send_marks(const struct pm_range *ranges, uint32_t count)
 	send_ranges(PM_MARK, ranges, count);
 }
 
+/* The daemon did not keep up with the program's calls, and some could not be noted: all marks are void, and told again. */
+static void tell_anew(void)
+{
+	struct pm_range everything = { 0, MEMORY_END, PM_GONE_UNMAPPED, 0 }, all = { 0, 0, 0, 0 };
+
+	pm_marks_listen(true);
+	all.flags = pm_marks_all();
+	send_ranges(PM_GONE, &everything, 1);
+	send_ranges(PM_ALL, &all, 1);
+	pm_marks_each(send_marks);
+}
+
 /* Whether there were any. */
 static bool send_notes(void)
 {
@@ -190,8 +205,8 @@ static bool send_notes(void)
 			send_ranges(notes[i].type, ranges, k);
 		}
 	}
-	if (pm_marks_missed()) /* the daemon does not listen: start over, all marks are told again then */
-		hang_up();
+	if (atomic_load(&greeted) && pm_marks_missed())
+		tell_anew();
 	return some;
 }
 
@@ -247,6 +262,8 @@ static int say_hello(void)
 	memcpy(hello->domain, domain, sizeof(domain));
 	pm_refusal_find(&finding, NULL, 0);
 	memcpy(hello->refusal, finding.refusal, sizeof(finding.refusal));
+	memcpy(told_refusal, finding.refusal, sizeof(finding.refusal));
+	refusal_changed = false;
 	for (uint32_t i = 0; i < 3; i++) {
 		fds[n] = open(files[i], O_RDONLY | O_CLOEXEC);
 		if (fds[n] >= 0) {
@@ -350,10 +367,11 @@ static bool carry_out(size_t length, const int *fds, uint32_t nfds)
 		prctl(PR_SET_PTRACER, welcome->daemon_pid, 0, 0, 0);
 		return false;
 	}
-	if (header->type == PM_MERGE)
+	if (header->type == PM_MERGE || header->type == PM_ZERO)
 		pm_refusal_find(&finding, private_table ? NULL : fds, private_table ? 0 : nfds);
-	if (header->type == PM_MERGE && finding.refusal[0]) {
+	if ((header->type == PM_MERGE || header->type == PM_ZERO) && finding.refusal[0]) {
 		out->result.error = -EBUSY;
+		refusal_changed = strcmp(told_refusal, finding.refusal) != 0;
 	} else if (header->type == PM_MERGE) {
 		struct pm_request request = {
 			.runs = body, .count = header->count, .fds = fds, .nfds = nfds,
@@ -375,6 +393,7 @@ static bool carry_out(size_t length, const int *fds, uint32_t nfds)
 	} else if (header->type == PM_ZERO) {
 		pm_zero(body, header->count, out);
 	}
+	pm_refusal_forget();
 	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &cpu);
 	out->result.cpu_ns = (uint64_t)cpu.tv_sec * 1000000000 + (uint64_t)cpu.tv_nsec;
 	return true;
@@ -417,6 +436,21 @@ static void take_request(void)
 	pm_replace_unlock();
 	if (done)
 		answer(); /* not under the lock: the daemon may make us wait */
+	if (refusal_changed)
+		hang_up(); /* and say hello again, with the reason */
+}
+
+/* A refused process is asked nothing: whether the reason still holds must be found out here. */
+static void look_at_refusal(void)
+{
+	struct pm_finding finding;
+
+	pm_replace_lock_agent();
+	pm_refusal_find(&finding, NULL, 0);
+	pm_refusal_forget();
+	pm_replace_unlock();
+	if (strcmp(finding.refusal, told_refusal) != 0)
+		hang_up();
 }
 
 /* The thread's own things: a table, a signal by which it is woken, and what else must be there before others may know of it. */
@@ -452,10 +486,14 @@ static void *run(void *unused)
 			retry_ms = RETRY_FIRST_MS;
 		/* While there are notes we come back by ourselves, and nobody has to wake us for each. */
 		patience_ms = send_notes() ? LINGER_MS : LOOK_AGAIN_MS;
+		if (patience_ms > LINGER_MS && told_refusal[0])
+			patience_ms = REFUSED_LOOK_MS;
 		if (patience_ms > LINGER_MS && !pm_marks_idle())
 			patience_ms = 0;
 		if (wait_for(POLLIN, patience_ms))
 			take_request();
+		else if (told_refusal[0])
+			look_at_refusal();
 	}
 	return NULL;
 }

@@ -101,6 +101,11 @@ void pm_agent_is_here(void)
 	futex(&agent_tid, FUTEX_WAKE, INT32_MAX, 0);
 }
 
+bool pm_agent_is_me(void)
+{
+	return is_agent;
+}
+
 /* Whether an errand can be given to it.  It is waited for when it has just been made, but not for ever: this may be a signal handler of the thread that makes it. */
 static bool agent_answers(void)
 {

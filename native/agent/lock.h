@@ -19,6 +19,7 @@ enum { PM_WAKE_SIGNAL = 32 }; /* glibc keeps it for pthread_cancel of the very t
 void pm_agent_is_coming(void); /* before the thread is made */
 void pm_agent_is_gone(void);   /* it could not be made */
 void pm_agent_is_here(void); /* this thread is it; its signals are blocked */
+bool pm_agent_is_me(void);
 void pm_agent_wake(void);
 
 void pm_replace_lock_agent(void); /* the same lock, for the agent's thread: errands of a holder are run meanwhile */

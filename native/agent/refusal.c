@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static _Atomic uint32_t refused_for; /* enum pm_refusal */
 
@@ -28,6 +29,11 @@ static const char *const harmless[] = {
 	"/dev/null", "/dev/zero", "/dev/full",	"/dev/random", "/dev/urandom", "/dev/tty",     "/dev/pts/",
 	"/dev/ptmx", "/dev/shm/", "/dev/console", "/dev/kvm",	 "/dev/net/tun", "/dev/mqueue/", "/dev/hugepages/",
 };
+
+/* What there was when it was last looked at. */
+static int watched = -1; /* the program's list of descriptors, open */
+static off_t descriptors;
+static uint32_t opens;
 
 struct search {
 	struct pm_finding *finding;
@@ -62,7 +68,7 @@ static unsigned int read_flags(const struct search *search, const char *name)
 	return flags ? (unsigned int)strtoul(flags + 6, NULL, 8) : 0;
 }
 
-static bool is_harmless(const char *target)
+bool pm_refusal_harmless(const char *target)
 {
 	for (size_t i = 0; i < sizeof(harmless) / sizeof(*harmless); i++)
 		if (strncmp(target, harmless[i], strlen(harmless[i])) == 0)
@@ -93,9 +99,29 @@ static int see_descriptor(const char *name, void *context)
 			return 1;
 		}
 	if (target[0] == '/' && !search->finding->direct)
-		search->finding->direct = strncmp(target, "/dev/", 5) == 0 ? !is_harmless(target) :
+		search->finding->direct = strncmp(target, "/dev/", 5) == 0 ? !pm_refusal_harmless(target) :
 									     (read_flags(search, name) & O_DIRECT) != 0;
 	return 0;
+}
+
+/* How many the program has: the size of the list since Linux 6.2, before that always 0. */
+static off_t count_descriptors(void)
+{
+	struct stat status;
+
+	return watched < 0 || fstat(watched, &status) ? 0 : status.st_size;
+}
+
+void pm_refusal_forget(void)
+{
+	if (watched >= 0)
+		close(watched);
+	watched = -1;
+}
+
+bool pm_refusal_stale(void)
+{
+	return pm_opens_direct() != opens || count_descriptors() > descriptors;
 }
 
 static void look_through(struct search *search)
@@ -107,8 +133,14 @@ static void look_through(struct search *search)
 	dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (dir < 0)
 		return;
+	if (pm_table_is_own()) {
+		pm_refusal_forget();
+		watched = dir;
+		descriptors = count_descriptors();
+	}
 	pm_dir_each(dir, see_descriptor, search);
-	close(dir);
+	if (watched < 0)
+		close(dir);
 }
 
 static int look_at_thread(const char *name, void *context)
@@ -129,6 +161,7 @@ void pm_refusal_find(struct pm_finding *finding, const int *own, uint32_t count)
 	const char *async;
 
 	memset(finding, 0, sizeof(*finding));
+	opens = pm_opens_direct(); /* before the look, so that none falls between */
 	finding->vmas = pm_vma_count(&async);
 	look_through(&search);
 	if (!search.seen) { /* the first thread has ended, and its table with it */

@@ -19,5 +19,14 @@ struct pm_finding {
 void pm_refuse(uint32_t why, bool on); /* enum pm_refusal */
 /* Look at the program's descriptors and mappings; `own` are descriptors of ours that are no sign of anything. */
 void pm_refusal_find(struct pm_finding *finding, const int *own, uint32_t count);
+/* Whether descriptors have come since that may be a reason: asked when writers are held off, before anything is mapped. */
+bool pm_refusal_stale(void);
+void pm_refusal_forget(void); /* at a request's end */
+
+/* opens.c: what was opened that matters here; and writes to memory under way that need no fault of a page that they have found writable before */
+uint32_t pm_opens_direct(void);
+bool pm_writes_under_way(void);
+void pm_opens_received(void); /* descriptors came by a message */
+bool pm_refusal_harmless(const char *path);
 
 #endif

@@ -9,6 +9,7 @@
 #include "calls.h"
 #include "group.h"
 #include "marks.h"
+#include "refusal.h"
 
 #include <fcntl.h>
 #include <string.h>
@@ -118,7 +119,8 @@ static void prepare(int pagemap, struct pm_group *group, const struct pm_request
 	pm_calls_note_merged(group->start, group->end); /* before it is: a call that does not see this is waited for */
 	if (group->barrier != PM_BARRIER_FREEZE)
 		return;
-	group->tracked = !request->direct && pm_range_track(pagemap, group->start, group->end); /* a stopped thread's reads are over */
+	group->tracked = !request->direct && pm_range_track(pagemap, group->start, group->end) && /* a stopped thread's reads are over */
+			 !pm_writes_under_way();
 	if (group->tracked)
 		group->why = pm_group_examine(group, request->fds, false);
 }
@@ -148,6 +150,8 @@ static void commit_window(int pagemap, struct pm_group *first, uint32_t n, const
 		fd = uffd;
 		error = fd < 0 ? fd : pm_uffd_protect(fd, start, end, request->tracker);
 		protected = !error;
+		if (protected && pm_refusal_stale()) /* a page could have been taken hold of before it was protected */
+			error = -EAGAIN;
 	}
 	for (uint32_t i = 0; i < n; i++) {
 		struct pm_group *group = &first[i];
@@ -201,6 +205,17 @@ int pm_stop_threads(unsigned int timeout_usecs)
 	return -EBUSY;
 }
 
+/* For pages that were looked at before: nothing has come about meanwhile by which they are written unseen. */
+static int stop_to_commit(void)
+{
+	int error = pm_stop_threads(PM_STOP_USECS);
+
+	if (error || !pm_refusal_stale())
+		return error;
+	pm_freeze_end();
+	return -EAGAIN;
+}
+
 /* Stop the threads and commit what needs that. */
 static void commit_stopped(int pagemap, uint32_t n, const struct pm_request *request, struct pm_outcome *outcome)
 {
@@ -213,7 +228,7 @@ static void commit_stopped(int pagemap, uint32_t n, const struct pm_request *req
 	if (!wanted)
 		return;
 	start = pm_clock_ns(CLOCK_MONOTONIC);
-	error = request->barrier & PM_BARRIER_FREEZE ? pm_stop_threads(PM_STOP_USECS) : -EPERM;
+	error = request->barrier & PM_BARRIER_FREEZE ? stop_to_commit() : -EPERM;
 	for (i = 0; i < n; i++) {
 		if (groups[i].done || groups[i].why || groups[i].barrier != PM_BARRIER_FREEZE)
 			continue;
@@ -226,7 +241,7 @@ static void commit_stopped(int pagemap, uint32_t n, const struct pm_request *req
 			pm_freeze_end();
 			outcome->result.stopped_ns += pm_clock_ns(CLOCK_MONOTONIC) - start;
 			start = pm_clock_ns(CLOCK_MONOTONIC);
-			error = pm_stop_threads(PM_STOP_USECS);
+			error = stop_to_commit();
 		}
 	}
 	if (!error)

@@ -9,6 +9,7 @@
 #include "calls.h"
 #include "group.h"
 #include "marks.h"
+#include "refusal.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -188,7 +189,7 @@ void pm_scatter(int pagemap, struct pm_group *first, uint32_t n, const struct pm
 		began = pm_clock_ns(CLOCK_MONOTONIC);
 		if (!pm_stop_threads(PM_STOP_USECS)) {
 			leave_written(pagemap, first, n);
-			if (pm_views_hold(request))
+			if (pm_views_hold(request) && !pm_refusal_stale())
 				replace(first, n, request);
 			pm_freeze_end();
 			outcome->result.barrier |= PM_BARRIER_FREEZE;

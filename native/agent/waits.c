@@ -19,22 +19,7 @@
 
 #include "agent.h"
 #include "refusal.h"
-
-#include <dlfcn.h>
-
-/* Preloaded, libc comes after us; loaded later, it came before, and our names are not global. */
-static void *find_real(const char *name)
-{
-	void *found = dlsym(RTLD_NEXT, name);
-
-	return found ? found : dlsym(RTLD_DEFAULT, name);
-}
-
-/* libc's own function; found once. Cancellation and errno are thereby libc's business. */
-#define REAL(name)                                                      \
-	static __typeof__(&name) real;                                  \
-	if (!real)                                                      \
-		real = (__typeof__(&name))(uintptr_t)find_real(#name)
+#include "wraps.h"
 
 /* Repeat a call while it was only our stop that ended it; `again` adjusts its timeout. */
 #define REPEAT(result, call, again)                                               \
@@ -106,6 +91,19 @@ PM_API int epoll_wait(int epfd, struct epoll_event *events, int most, int timeou
 {
 	return epoll_pwait(epfd, events, most, timeout, NULL);
 }
+
+#if __GLIBC_PREREQ(2, 35)
+PM_API int epoll_pwait2(int epfd, struct epoll_event *events, int most, const struct timespec *timeout, const sigset_t *mask)
+{
+	int64_t end = end_of(timeout);
+	struct timespec left;
+	int n;
+
+	REAL(epoll_pwait2);
+	REPEAT(n, real(epfd, events, most, timeout, mask), if (timeout) { left_time(&left, end); timeout = &left; });
+	return n;
+}
+#endif
 
 PM_API int poll(struct pollfd *fds, nfds_t count, int timeout)
 {
@@ -338,6 +336,8 @@ PM_API ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 
 	REAL(recvmsg);
 	REPEAT(n, real(fd, message, flags), ON_SOCKET(fd, POLLIN));
+	if (n >= 0 && message->msg_controllen)
+		pm_opens_received();
 	return n;
 }
 
@@ -359,4 +359,78 @@ PM_API int accept(int fd, __SOCKADDR_ARG from, socklen_t *size)
 	REAL(accept);
 	REPEAT(result, real(fd, from, size), ON_SOCKET(fd, POLLIN));
 	return result;
+}
+
+PM_API ssize_t sendto(int fd, const void *buffer, size_t length, int flags, __CONST_SOCKADDR_ARG to, socklen_t size)
+{
+	int64_t start = now_ns(CLOCK_MONOTONIC);
+	ssize_t n;
+
+	REAL(sendto);
+	REPEAT(n, real(fd, buffer, length, flags, to, size), ON_SOCKET(fd, POLLOUT));
+	return n;
+}
+
+PM_API ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
+{
+	int64_t start = now_ns(CLOCK_MONOTONIC);
+	ssize_t n;
+
+	REAL(sendmsg);
+	REPEAT(n, real(fd, message, flags), ON_SOCKET(fd, POLLOUT));
+	return n;
+}
+
+PM_API int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags)
+{
+	int64_t start = now_ns(CLOCK_MONOTONIC);
+	int n;
+
+	REAL(sendmmsg);
+	REPEAT(n, real(fd, messages, count, flags), ON_SOCKET(fd, POLLOUT));
+	return n;
+}
+
+PM_API int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags, struct timespec *timeout)
+{
+	int64_t start = now_ns(CLOCK_MONOTONIC);
+	int n;
+
+	REAL(recvmmsg);
+	REPEAT(n, real(fd, messages, count, flags, timeout), ON_SOCKET(fd, POLLIN));
+	if (n > 0)
+		pm_opens_received();
+	return n;
+}
+
+PM_API int accept4(int fd, __SOCKADDR_ARG from, socklen_t *size, int flags)
+{
+	int64_t start = now_ns(CLOCK_MONOTONIC);
+	int result;
+
+	REAL(accept4);
+	REPEAT(result, real(fd, from, size, flags), ON_SOCKET(fd, POLLIN));
+	return result;
+}
+
+/* With a time limit, a connection goes on being made after EINTR, and can't be asked for again: its outcome is waited for. */
+PM_API int connect(int fd, __CONST_SOCKADDR_ARG to, socklen_t size)
+{
+	int64_t start = now_ns(CLOCK_MONOTONIC);
+	unsigned int stops = pm_freeze_interrupted;
+	int result, error = 0;
+	socklen_t length = sizeof(error);
+
+	REAL(connect);
+	result = real(fd, to, size);
+	if (result != -1 || errno != EINTR || stops == pm_freeze_interrupted)
+		return result;
+	if (!wait_on(fd, POLLOUT, start)) {
+		errno = EINPROGRESS;
+		return -1;
+	}
+	if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) || !error)
+		return 0;
+	errno = error;
+	return -1;
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import struct
 import time
@@ -11,6 +12,7 @@ import time
 import pytest
 
 from tests.support.engine import EngineDaemon
+from tests.support.processes import Child
 from tests.support.victims import agent_env, holder, read_stress, run_stress
 from tests.support.waiting import wait_until
 
@@ -148,6 +150,44 @@ def test_a_client_that_lies_about_its_addresses_hurts_nobody(engine_daemon: Engi
             lambda: engine_daemon.counters()["pages_sharing"] >= 512, "merging beside a liar"
         )
         assert one.ask("sum") == two.ask("sum") == sums
+
+
+_MARKER = """
+import ctypes, mmap, random, sys
+libc = ctypes.CDLL(None)
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+region = mmap.mmap(-1, 64 * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+region[:] = random.Random(1).randbytes(64 * 4096)
+at = ctypes.addressof(ctypes.c_char.from_buffer(region))
+libc.madvise(at, 64 * 4096, 12)
+print("ready", flush=True)
+sys.stdin.readline()
+for turn in range(20000):
+    libc.madvise(at + turn % 32 * 4096, 4096, 12 + turn % 2)
+print("done", flush=True)
+sys.stdin.readline()
+libc.madvise(at, 64 * 4096, 12)
+print("done", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_daemon_that_does_not_listen_holds_nobody_up_and_hears_of_everything_later(
+    engine_daemon: EngineDaemon,
+) -> None:
+    engine_daemon.set(run=1)
+    env = agent_env(engine_daemon.runtime)
+    with Child(_MARKER, env=env) as one, Child(_MARKER, env=env) as two:
+        assert one.read_line() == two.read_line() == "ready"
+        wait_until(lambda: engine_daemon.counters()["pages_sharing"] == 64, "the merging")
+        engine_daemon.process.send_signal(signal.SIGSTOP)
+        try:
+            assert one.ask("") == "done"  # more than the agent can keep for it
+        finally:
+            engine_daemon.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: engine_daemon.counters()["pages_sharing"] == 48, "what is marked")
+        assert one.ask("") == "done"
+        wait_until(lambda: engine_daemon.counters()["pages_sharing"] == 64, "the merging again")
 
 
 def test_another_user_is_turned_away(engine_daemon: EngineDaemon) -> None:

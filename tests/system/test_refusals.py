@@ -1,0 +1,78 @@
+"""What is not merged, or not by every barrier, is named, and merged once it can be."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.engine import EngineDaemon
+from tests.support.environment import require
+from tests.support.processes import Child
+from tests.support.victims import agent_env, compiled
+from tests.support.waiting import wait_until
+
+N = 256
+
+
+@contextlib.contextmanager
+def pair(daemon: EngineDaemon, what: str) -> Iterator[tuple[Child, Child]]:
+    """Two with equal memory; the first is in a position to do `what`."""
+    env, program = agent_env(daemon.runtime), str(compiled("refused"))
+    with (
+        Child([program, what, str(N)], env=env) as one,
+        Child([program, "nothing", str(N)], env=env) as two,
+    ):
+        assert one.read_line() == two.read_line() == "ready"
+        daemon.wait_registered(2)
+        yield one, two
+
+
+def row(daemon: EngineDaemon, child: Child) -> dict[str, Any]:
+    found: dict[str, Any] = [r for r in daemon.call("processes") if r["pid"] == child.pid][-1]
+    return found
+
+
+@pytest.mark.parametrize("what", ["io_uring", "aio", "userfaultfd", "mlockall", "clone-vm"])
+def test_a_process_whose_pages_may_be_written_unseen_is_refused_by_name(
+    engine_daemon: EngineDaemon, what: str
+) -> None:
+    with pair(engine_daemon, what) as (one, _):
+        require(one.ask("begin") == "done", f"leave to use {what}")
+        engine_daemon.set(run=1)
+        wait_until(lambda: row(engine_daemon, one)["refused"] == what, "the refusal's name")
+        engine_daemon.settle(3)
+        assert engine_daemon.counters()["pages_sharing"] == 0
+        assert f"refused: {what}" in engine_daemon.log_text()
+        if what == "clone-vm":  # stays refused: who knows whether that process has children
+            return
+        assert one.ask("end") == "done"
+        wait_until(lambda: engine_daemon.counters()["pages_sharing"] == N, "the merging after it")
+        assert row(engine_daemon, one)["refused"] == ""
+
+
+def test_a_process_that_is_merged_already_is_left_alone_once_it_pins_memory(
+    engine_daemon: EngineDaemon,
+) -> None:
+    with pair(engine_daemon, "io_uring") as (one, two):
+        engine_daemon.set(run=1)
+        wait_until(lambda: engine_daemon.counters()["pages_sharing"] == N, "the merging")
+        require(one.ask("begin") == "done", "leave to use io_uring")
+        # The page that the ring holds is the process's own again; who would merge it finds out.
+        wait_until(lambda: row(engine_daemon, one)["refused"] == "io_uring", "the refusal's name")
+        assert one.ask("end") == two.ask("end") == "done"
+        wait_until(lambda: engine_daemon.counters()["pages_sharing"] == N, "the merging after it")
+
+
+def test_pages_are_compared_with_the_threads_stopped_while_a_file_is_open_for_direct_reads(
+    engine_daemon: EngineDaemon,
+) -> None:
+    with pair(engine_daemon, "direct") as (one, two):
+        require(one.ask("begin") == "done", "a file system with O_DIRECT")
+        engine_daemon.set(run=1)
+        wait_until(lambda: engine_daemon.counters()["pages_sharing"] == N, "the merging")
+        require(row(engine_daemon, two)["barrier"] == "uffd", "userfaultfd")
+        assert row(engine_daemon, one)["barrier"] == "freeze"
+        assert row(engine_daemon, one)["refused"] == ""
