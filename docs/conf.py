@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 from sphinx.application import Sphinx
 
@@ -106,6 +108,64 @@ def write_commands() -> str:
     return "\n".join(lines) + "\n"
 
 
+OUTCOMES = {"holds": "✓", "differs": "differs", "lacking": "-", "failed": "**fails**"}
+
+
+def write_conformance() -> str:
+    """The page of what the conformance suite came to, from the results that were recorded."""
+    recorded = json.loads((Path(__file__).parent / "reference" / "conformance.json").read_text())
+    runs = recorded["runs"]
+    heads = [_name_run(run) for run in runs]
+    lines = [
+        "# Conformance",
+        "",
+        "What `tests/conformance` came to: the same tests, with the same calls of real processes, "
+        "against the engine and against the kernel's KSM, one pass at a time. ✓: as stated; "
+        "*differs*: on purpose, see below and {doc}`/explanation/differences`; -: the machine or "
+        "its kernel lacks it. Recorded with `PAGEMERGE_CONFORMANCE_RESULTS=docs/reference/"
+        "conformance.json pytest tests/conformance`, and by `tools/old-kernel` for older kernels.",
+        "",
+        "C1 to C24 are stated as Linux 6.18 behaves. The names of the others are those of the "
+        "kernel's selftests (`tools/testing/selftests/mm`) and of the Linux Test Project's tests "
+        "(`testcases/kernel/mem/ksm`) that assert the same.",
+        "",
+        f"| case | statement | {' | '.join(heads)} |",
+        f"| --- | --- |{' --- |' * len(heads)}",
+    ]
+    for name, statement in recorded["cases"].items():
+        cells = [OUTCOMES[run["results"][name]["outcome"]] for run in runs]
+        lines.append(f"| {name} | {_cell(statement)} | {' | '.join(cells)} |")
+    for head, run in zip(heads, runs, strict=True):
+        for outcome, title in (
+            ("differs", "what differs"),
+            ("lacking", "what is lacking"),
+            ("failed", "what fails"),
+        ):
+            lines += _write_notes(f"{head}: {title}", run["results"], outcome)
+    return "\n".join(lines) + "\n"
+
+
+def _name_run(run: dict[str, Any]) -> str:
+    """Name an implementation and its kernel: the nodes are told where there are several."""
+    kernel = ".".join(run["kernel"].split(".")[:2])
+    nodes = f", {run['nodes']} nodes" if run["nodes"] > 1 else ""
+    on = "on " if run["implementation"] == "engine" else ""
+    return f"{run['implementation']} {on}{kernel}{nodes}"
+
+
+def _write_notes(title: str, results: dict[str, Any], outcome: str) -> list[str]:
+    """List the notes of the cases, each note once with its cases."""
+    by_note: dict[str, list[str]] = {}
+    for name, result in results.items():
+        if result["outcome"] == outcome:
+            for note in result["notes"] or ["see the test"]:
+                by_note.setdefault(note, []).append(name)
+    if not by_note:
+        return []
+    rows = [f"- {_escape(note)} ({', '.join(names)})" for note, names in by_note.items()]
+    return ["", f"## {title[0].upper()}{title[1:]}", "", *rows]
+
+
 def _cell(text: str) -> str:
     text = _escape(" ".join(text.split())).replace("|", "\\|")
     return text.replace("..", ".").removesuffix(" .").strip()
@@ -118,7 +178,12 @@ def _escape(text: str) -> str:
 def write_generated(_app: Sphinx) -> None:
     """Write the pages; a page that has not changed is left alone, so that it isn't read anew."""
     GENERATED.mkdir(exist_ok=True)
-    for name, text in (("knobs.md", write_knobs()), ("commands.md", write_commands())):
+    pages = {
+        "knobs.md": write_knobs(),
+        "commands.md": write_commands(),
+        "conformance.md": write_conformance(),
+    }
+    for name, text in pages.items():
         path = GENERATED / name
         if not path.exists() or path.read_text() != text:
             path.write_text(text)

@@ -94,12 +94,8 @@ def test_a_fork_may_exceed_max_page_sharing(world: World) -> None:
     assert world.merge() == Counts(1, 3, 0, 0)
     child = client.fork()
     world.await_registered(2)
-    if world.is_kernel:
-        assert world.step() == Counts(1, 7, 0, 0)
-        assert world.chains() == (0, 0)
-    else:
-        world.step(3)
-        assert world.counts().sharing + world.counts().shared == 8
+    assert world.step() == Counts(1, 7, 0, 0)
+    assert world.chains() == (0, 0)
     assert child.peek(address, 4) == [7] * 4
 
 

@@ -8,13 +8,13 @@ are made the same everywhere, and smaps is cut to the mappings that tests look a
 
 from __future__ import annotations
 
-import platform
 import re
 import shutil
 import sys
 from pathlib import Path
 
 from tests.support.conformance.client import Client
+from tests.support.conformance.record import kernel_name
 from tests.support.conformance.worlds import KernelWorld, kernel_world
 
 __all__ = ["KSMD", "MADVISED", "PLAIN", "PRCTL", "record"]
@@ -42,7 +42,7 @@ def record(folder: Path) -> None:
             line for line in vmstat if line.startswith(("ksm_", "cow_", "thp_split", "pgfault"))
         ]
         (folder / "proc/vmstat").write_text("".join(kept))
-        (folder / "kernel").write_text(f"{platform.release()}\n")
+        (folder / "kernel").write_text(f"{kernel_name()}\n")
         ksmd = world.ksm.facts()["pid"]
         assert isinstance(ksmd, int)
         _copy_process(ksmd, folder / "proc", KSMD, None)

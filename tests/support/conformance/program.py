@@ -38,6 +38,12 @@ def fill(address: int, values: list[int]) -> None:
         ctypes.memmove(address + index * PAGE, struct.pack("<Q", value) * (PAGE // 8), PAGE)
 
 
+def fill_counting(address: int, pages: int, first: int) -> None:
+    """Fill pages with numbers that count up."""
+    for index in range(pages):
+        ctypes.memmove(address + index * PAGE, struct.pack("<Q", first + index) * (PAGE // 8), PAGE)
+
+
 def poke(address: int, byte: int) -> None:
     """Write one byte."""
     ctypes.memset(address, byte, 1)
@@ -78,6 +84,14 @@ def write_protect(address: int, length: int) -> list[int]:
         if _libc.ioctl(fd, ctypes.c_ulong(number), argument) < 0:
             return [-1, ctypes.get_errno()]
     return [0, 0]
+
+
+def use_mappings(count: int) -> int:
+    """Use up so many mappings, without memory: the address."""
+    address = call("mmap", 0, count * PAGE, 0, 0x4022, -1, 0)[0]
+    for index in range(0, count, 2):
+        call("mprotect", address + index * PAGE, PAGE, 1)
+    return address
 
 
 def map_file(pages: int) -> int:
@@ -145,12 +159,14 @@ _DO = {
     for function in (
         call,
         fill,
+        fill_counting,
         poke,
         store,
         peek,
         poke_through_mem,
         write_protect,
         let_go,
+        use_mappings,
         map_file,
         fork,
         tell,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,18 @@ import pytest
 from tests.support.conformance.cases import CASES
 from tests.support.conformance.worlds import World
 
-__all__ = ["Recorder", "node_count"]
+__all__ = ["Recorder", "kernel_name", "memory_nodes", "node_count"]
 
 # The worst that any of a case's tests came to is the case's outcome.
 _ORDER = ("lacking", "holds", "differs", "failed")
+
+
+def kernel_name() -> str:
+    """The running kernel's version, without a builder's additions; Debian's in Debian's words."""
+    debian = re.search(r"Debian (\d+(?:\.\d+)+)", platform.version())
+    plain = re.match(r"\d+(?:\.\d+)+", platform.release())
+    assert plain
+    return debian[1] if debian else plain[0]
 
 
 def node_count() -> int:
@@ -62,24 +71,26 @@ class Recorder:
             entry["notes"] += [note for note in dict.fromkeys(notes) if note not in entry["notes"]]
 
     def write(self, path: Path) -> None:
-        """Add this run to the file, in the place of an earlier one of the same kernel."""
+        """Add this run to the file; its cases take the place of what was there for this kernel."""
         runs = json.loads(path.read_text())["runs"] if path.exists() else []
         for implementation, results in self._runs.items():
             head = {
                 "implementation": implementation,
-                "kernel": platform.release(),
+                "kernel": kernel_name(),
                 "nodes": node_count(),
                 "cpus": os.cpu_count(),
             }
+            found: dict[str, Any] = {}
+            for run in runs:
+                found |= run["results"] if _key(run) == _key(head) else {}
+            found |= results
             runs = [run for run in runs if _key(run) != _key(head)]
-            runs.append(
-                head | {"results": {name: results[name] for name in CASES if name in results}}
-            )
+            runs.append(head | {"results": {name: found[name] for name in CASES if name in found}})
         runs.sort(key=_key)
         path.write_text(json.dumps({"cases": CASES, "runs": runs}, indent=1) + "\n")
 
 
 def _key(run: dict[str, Any]) -> tuple[bool, list[int], str]:
     """The engine first, then kernels by version."""
-    numbers = [int(part) for part in run["kernel"].split("-")[0].split(".") if part.isdigit()]
+    numbers = [int(part) for part in run["kernel"].split(".")]
     return run["implementation"] != "engine", numbers, run["kernel"]
