@@ -27,7 +27,7 @@
 
 enum {
 	STACK_BYTES = 256 * 1024,
-	LOOK_MS = 2000,  /* for all attempts to stop a thread */
+	LOOK_MS = 10000, /* for all attempts to stop a thread */
 	ROUNDS = 20,     /* of listing the threads, when all that were listed have ended */
 	KEPT_MAX = 1024, /* threads that are kept for later, when a better one is looked for */
 };

@@ -15,8 +15,8 @@
 #include <unistd.h>
 
 enum {
-	STOP_WAIT_MS = 200, /* a thread in uninterruptible sleep does not stop; another is tried then */
-	ENTRY_WAIT_MS = 1000, /* one whose cgroup is frozen does not go on */
+	STOP_WAIT_MS = 200, /* a thread that is in uninterruptible sleep then does not stop; another is tried */
+	ENTRY_WAIT_MS = 3000, /* one whose cgroup is frozen does not go on */
 	RSEQ_TRIES = 100,
 	INSTRUCTION_TRIES = 3,
 	LOOK_AGAIN_NS = 50 * 1000 * 1000,
@@ -207,7 +207,10 @@ static int stop(struct pm_target *target)
 	for (int i = 0; i < RSEQ_TRIES; i++) {
 		if (ptrace(PTRACE_INTERRUPT, target->tid, 0, 0) < 0)
 			return -errno;
-		err = wait_event(target->job, target->tid, STOP_WAIT_MS);
+		do { /* on a busy machine it may take a while until it gets a CPU */
+			err = wait_event(target->job, target->tid, STOP_WAIT_MS);
+		} while (err == -EBUSY && pm_inject_clock() < target->job->deadline_ns &&
+			 pm_wait_of(target->job->pid, target->tid) != PM_WAIT_UNINTERRUPTIBLE);
 		if (!err)
 			err = pm_registers_read(target->tid, &target->saved);
 		if (err)
