@@ -351,7 +351,7 @@ def main() -> int:
     )
     parser.add_argument("servers", nargs="*", choices=[*SERVERS, []], default=[])
     parser.add_argument("--rounds", type=int, default=100, help="times on and off")
-    parser.add_argument("--rate", type=float, default=400, help="requests a second")
+    parser.add_argument("--rate", type=float, default=200, help="requests a second")
     parser.add_argument("--markdown", type=Path, help="write the table there")
     parser.add_argument("--json", type=Path, help="where the numbers go")
     args = parser.parse_args()
