@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 
 #include "calls.h"
 #include "link.h"
@@ -70,7 +71,7 @@ __attribute__((constructor)) static void preload(void)
 {
 	const char *path = getenv("PAGEMERGE_AGENT_SOCKET"), *all = getenv("PAGEMERGE_ALL"), *list = getenv("LD_PRELOAD");
 
-	if (!path || !list || !strstr(list, "libpagemerge-agent"))
+	if (!path || !list || !strstr(list, "libpagemerge-agent") || getauxval(AT_SECURE))
 		return;
 	set_up(path, true);
 	if (all && strcmp(all, "1") == 0)
@@ -84,6 +85,8 @@ static void leave_out(uint64_t start, uint64_t end)
 
 PM_API int pm_agent_start(const char *socket_path)
 {
+	if (getauxval(AT_SECURE)) /* its environment, and so the socket's path, is another user's */
+		return -EPERM;
 	if (!pm_link_configured()) {
 		set_up(socket_path, false);
 		pm_hooks_install();

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.control_server import short_folder
 from tests.support.engine import EngineDaemon
 from tests.support.environment import require
 from tests.support.processes import Child
+from tests.support.users import agent_for
 from tests.support.victims import agent_env, compiled
 from tests.support.waiting import wait_until
 
 N = 256
+NOBODY = 65534
 
 
 @contextlib.contextmanager
@@ -76,3 +85,43 @@ def test_pages_are_compared_with_the_threads_stopped_while_a_file_is_open_for_di
         require(row(engine_daemon, two)["barrier"] == "uffd", "userfaultfd")
         assert row(engine_daemon, one)["barrier"] == "freeze"
         assert row(engine_daemon, one)["refused"] == ""
+
+
+def test_a_command_that_becomes_another_user_is_named_by_run(tmp_path: Path) -> None:
+    require(os.geteuid() == 0, "root, to give a file away")
+    program = tmp_path / "program"
+    shutil.copy("/bin/true", program)
+    os.chown(program, 65534, 65534)
+    program.chmod(0o4755)
+    with short_folder() as folder:
+        done = subprocess.run(
+            [sys.executable, "-m", "pagemerge", "run", "--ksm", "engine", "--", str(program)],
+            env={**os.environ, "PAGEMERGE_RUNTIME_DIR": str(folder / "run")},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+    assert f"the agent can't come into {program}: {program} is set-user-ID" in done.stderr
+
+
+def test_a_process_with_more_privileges_than_its_user_gets_no_agent(tmp_path: Path) -> None:
+    require(os.geteuid() == 0, "root, to make a set-user-ID program")
+    agent = agent_for(NOBODY)
+    source = tmp_path / "program.c"
+    source.write_text(
+        "#include <dlfcn.h>\n#include <stdio.h>\n"
+        f'int main(void) {{ void *agent = dlopen("{agent}", RTLD_NOW);\n'
+        'int (*start)(const char *) = dlsym(agent, "pm_agent_start");\n'
+        'printf("%d\\n", start("/nowhere")); return 0; }\n'
+    )
+    program = tmp_path / "program"
+    subprocess.run(["cc", "-o", program, source], check=True)
+    tmp_path.parent.parent.chmod(0o755)
+    tmp_path.parent.chmod(0o755)
+    tmp_path.chmod(0o755)
+    program.chmod(0o4755)
+    done = subprocess.run(
+        [program], user=NOBODY, capture_output=True, text=True, check=True, timeout=30
+    )
+    assert int(done.stdout) == -errno.EPERM

@@ -124,6 +124,7 @@ def _run_by_engine(
     args: argparse.Namespace, argv: list[str], values: dict[str, str]
 ) -> tuple[int, dict[str, Any]]:
     from pagemerge.engine.launch import agent_environment, open_session
+    from pagemerge.engine.preloading import why_not_preloaded
     from pagemerge.engine.savings import Savings
     from pagemerge.engine.supervising import run_command
 
@@ -133,6 +134,9 @@ def _run_by_engine(
             session.runtime, everything=everything, domain=args.domain or "", base=os.environ
         )
         savings = Savings(session, everything=everything)
+        reason = why_not_preloaded(argv[0], environment)
+        if reason:
+            savings.notes.append(f"the agent can't come into {argv[0]}: {reason}")
         savings.begin()
         status = run_command(argv, environment, savings.look)
         savings.finish()

@@ -80,6 +80,12 @@ def load_agent() -> Agent:
         agent.start(
             os.environ.get(AGENT_SOCKET_VARIABLE) or str(paths.runtime_dir() / paths.AGENT_SOCKET)
         )
+    except PermissionError as error:
+        raise EngineError(
+            "this process runs with more privileges than the user who started it "
+            "(set-user-ID, set-group-ID or file capabilities)",
+            hint="its memory is not merged: what is in its environment can't be trusted",
+        ) from error
     except (OSError, AttributeError) as error:
         raise EngineError(f"the agent can't be started: {error}") from error
     return agent
