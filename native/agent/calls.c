@@ -130,6 +130,29 @@ long pm_calls_mergeable(uint64_t start, size_t length, bool on)
 	return broken ? broken : error;
 }
 
+/* What somebody else asks for on the program's behalf is done, and undone, as if the program had asked. */
+void pm_calls_asked(const struct pm_range *range)
+{
+	struct task task = { range->start, range->end, range->flags, 0 };
+
+	if (task.kind != PM_MARK_MERGEABLE && task.kind != PM_MARK_UNMERGEABLE)
+		return;
+	mark(&task);
+	if (task.kind == PM_MARK_UNMERGEABLE)
+		break_sharing(&task);
+}
+
+void pm_calls_asked_all(bool on)
+{
+	struct task task = { atomic_load(&merged_low), atomic_load(&merged_high), 0, 0 };
+
+	if (on == pm_marks_all())
+		return;
+	pm_marks_set_all(on);
+	if (!on)
+		break_sharing(&task);
+}
+
 /* The owner's promise that a buffer is finished, and its end: 0 or -errno. */
 long pm_calls_seal(uint64_t start, uint64_t end, bool on)
 {

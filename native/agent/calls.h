@@ -6,6 +6,8 @@
 
 long pm_calls_mergeable(uint64_t start, size_t length, bool on);
 long pm_calls_merge_any(bool on);
+void pm_calls_asked(const struct pm_range *range); /* these two: by the daemon, in the agent's thread, which holds the replacing lock */
+void pm_calls_asked_all(bool on);
 long pm_calls_seal(uint64_t start, uint64_t end, bool on);
 void pm_calls_exclude(uint64_t start, uint64_t end);
 void pm_calls_note_merged(uint64_t start, uint64_t end);

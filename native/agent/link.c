@@ -23,6 +23,7 @@
 #include <sys/un.h>
 #include <time.h>
 
+#include "calls.h"
 #include "lock.h"
 #include "marks.h"
 #include "proto.h"
@@ -366,6 +367,16 @@ static bool carry_out(size_t length, const int *fds, uint32_t nfds)
 		freeze_max_usecs = welcome->freeze_max_usecs;
 		prctl(PR_SET_PTRACER, welcome->daemon_pid, 0, 0, 0);
 		return false;
+	}
+	if (header->type == PM_ADVISE || header->type == PM_ADVISE_ALL) {
+		const struct pm_range *ranges = body;
+
+		for (uint32_t i = 0; i < header->count; i++)
+			if (header->type == PM_ADVISE)
+				pm_calls_asked(&ranges[i]);
+			else
+				pm_calls_asked_all(ranges[i].flags != 0);
+		return false; /* the marks are told as the program's own are */
 	}
 	if (header->type == PM_MERGE || header->type == PM_ZERO)
 		pm_refusal_find(&finding, private_table ? NULL : fds, private_table ? 0 : nfds);

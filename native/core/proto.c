@@ -134,6 +134,11 @@ static const char *check(const unsigned char *datagram, size_t length, bool to_d
 	case PM_MERGE:
 		reason = check_size(length, header.count, 0, sizeof(struct pm_run));
 		return reason ? reason : check_runs(body, header.count);
+	case PM_ADVISE:
+		reason = check_size(length, header.count, 0, sizeof(struct pm_range));
+		return reason ? reason : check_ranges(body, header.count, PM_MARK_UNMERGEABLE);
+	case PM_ADVISE_ALL:
+		return header.count == 1 ? check_size(length, 1, 0, sizeof(struct pm_range)) : "more than one word on all";
 	case PM_UNMERGE:
 	case PM_ZERO:
 		reason = check_size(length, header.count, 0, sizeof(struct pm_range));

@@ -34,6 +34,8 @@ enum pm_message_type {
 	PM_UNMERGE = 18, /* pm_range[]: turn pool mappings back into private anonymous memory */
 	PM_ZERO = 19,    /* pm_range[]: drop pages that are all zero, after checking */
 	PM_PING = 20,    /* no entries: answer with an empty PM_RESULT of the same seq */
+	PM_ADVISE = 21,  /* pm_range[]: madvise on the program's behalf; flags = PM_MARK_MERGEABLE or PM_MARK_UNMERGEABLE */
+	PM_ADVISE_ALL = 22, /* 1 pm_range: prctl(PR_SET_MEMORY_MERGE) on its behalf; flags as PM_ALL's.  Both are answered by PM_MARK and PM_ALL alone */
 };
 
 struct pm_header {

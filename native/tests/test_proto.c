@@ -100,7 +100,7 @@ static size_t make_hello(unsigned char *out)
 
 static size_t make(unsigned char *out, bool *to_daemon)
 {
-	static const uint32_t ranges_up[] = { PM_MARK, PM_GONE }, ranges_down[] = { PM_UNMERGE, PM_ZERO };
+	static const uint32_t ranges_up[] = { PM_MARK, PM_GONE }, ranges_down[] = { PM_UNMERGE, PM_ZERO, PM_ADVISE };
 
 	*to_daemon = chance(2);
 	if (*to_daemon)
@@ -109,7 +109,7 @@ static size_t make(unsigned char *out, bool *to_daemon)
 		case 1: return make_result(out);
 		default: return make_ranges(out, ranges_up[chance(2)]);
 		}
-	return chance(4) ? make_merge(out) : make_ranges(out, ranges_down[chance(2)]);
+	return chance(4) ? make_merge(out) : make_ranges(out, ranges_down[chance(3)]);
 }
 
 static void mutate(unsigned char *datagram, size_t *length)
@@ -203,7 +203,7 @@ int main(void)
 			memcpy(&header, exact, sizeof(header));
 			if (header.type == PM_MERGE)
 				look_at_runs(exact, length);
-			if (header.type == PM_UNMERGE || header.type == PM_ZERO || header.type == PM_MARK || header.type == PM_GONE)
+			if (header.type == PM_UNMERGE || header.type == PM_ZERO || header.type == PM_ADVISE || header.type == PM_MARK || header.type == PM_GONE)
 				look_at_ranges(exact, length);
 			good++;
 		}

@@ -6,11 +6,12 @@ import argparse
 import importlib
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pagemerge.errors import CommandError, PagemergeError
-from pagemerge.ksm import known_knob
+from pagemerge.ksm import KnobValue, known_knob
 from pagemerge.units import parse_duration
 
 if TYPE_CHECKING:
@@ -91,17 +92,19 @@ def targets_of(args: argparse.Namespace) -> Targets:
     )
 
 
-def look_options(args: argparse.Namespace) -> EstimateOptions:
-    """Read how to look; knobs that are not given are the kernel's.
+def look_options(
+    args: argparse.Namespace, knobs: Mapping[str, KnobValue | None] | None = None
+) -> EstimateOptions:
+    """Read how to look; knobs that are not given are these, by default the kernel's.
 
     Raises:
         CommandError: an argument makes no sense.
     """
     from pagemerge.insight import EstimateOptions
 
-    knobs = _kernel_knobs()
+    usual = _kernel_knobs() if knobs is None else _numbers(knobs)
     values = {
-        name: given if (given := getattr(args, name)) is not None else knobs.get(name, default)
+        name: given if (given := getattr(args, name)) is not None else usual.get(name, default)
         for name, default in (
             ("max_page_sharing", 256),
             ("use_zero_pages", 0),
@@ -134,8 +137,12 @@ def _kernel_knobs() -> dict[str, int]:
         suppress(ImportError, PagemergeError),
         importlib.import_module("pagemerge.kernel").KernelKsm() as ksm,
     ):
-        return {k: int(v) for k, v in ksm.knobs.read().items() if isinstance(v, int)}
+        return _numbers(ksm.knobs.read())
     return {}
+
+
+def _numbers(knobs: Mapping[str, KnobValue | None]) -> dict[str, int]:
+    return {name: value for name, value in knobs.items() if isinstance(value, int)}
 
 
 class ProgressLine:

@@ -294,6 +294,15 @@ class EngineKsm(Ksm):
         """
         self.call("disable", pid=pid)
 
+    def advise(self, pid: int, start: int, end: int, *, on: bool = True) -> None:
+        """Mark a part of the memory of a process that has an agent.
+
+        Raises:
+            EngineError: it has none.
+            RejectedError: these are no whole pages.
+        """
+        self.call("advise", pid=pid, start=start, end=end, on=on)
+
     def settle(self, passes: int = 3, timeout: float = 60.0) -> None:
         """Wait until that many passes have ended.
 

@@ -50,6 +50,7 @@ class Client:
     agent_cpu_ns: int = 0
     stopped_ns: int = 0
     copied_pages: int = 0
+    _words: list[bytes] = field(default_factory=list)  # for the agent, to be sent before requests
     _unsent: tuple[int, bytes, list[int]] | None = None
 
     @property
@@ -67,9 +68,20 @@ class Client:
         """Name it for people."""
         return f"process {self.pid} ({self.comm})"
 
+    def tell(self, datagram: bytes) -> None:
+        """Send the agent a message that it does not answer, now or with the next requests."""
+        self._words.append(datagram)
+        self.send_requests()
+
     def send_requests(self) -> int:
         """Hand the agent what the scanner wants, as far as the window goes; datagrams sent."""
         sent = 0
+        while self.sock is not None and self._words:
+            try:
+                self.sock.send(self._words[0])
+            except OSError:  # no room for it yet; or the end, which is seen below
+                break
+            del self._words[0]
         while self.sock is not None and not self.silent and len(self.under_way) < WINDOW:
             request = self._unsent or self.scanner.take_request(self.mm)
             self._unsent = None
@@ -97,6 +109,7 @@ class Client:
             self.sock.close()
             self.sock = None
         self._unsent = None
+        self._words.clear()
         self.under_way.clear()
         self.scanner.drop_requests(self.mm)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -23,14 +24,15 @@ from pagemerge.engine.clients import Client
 from pagemerge.engine.control import ControlServer, Later, deadline_in
 from pagemerge.engine.scanning import Ksmd
 from pagemerge.engine.settings import SCANNER_KNOBS, Settings
-from pagemerge.engine.wire import Barrier
-from pagemerge.errors import CommandError, EngineError, PagemergeError
+from pagemerge.engine.wire import Barrier, Mark, render_advise, render_advise_all
+from pagemerge.errors import CommandError, EngineError, PagemergeError, RejectedError
 from pagemerge.ksm import COUNTERS
 
 __all__ = ["Daemon", "main"]
 
 log = logging.getLogger("pagemerge.daemon")
 
+ADVISE_SECONDS = 10.0  # how long an agent may take to mark memory
 UNMERGE_SECONDS = 60.0  # how long run=2 waits for the agents
 
 
@@ -61,6 +63,7 @@ class Daemon:
             "regions": self._regions,
             "enable": lambda request: self._switch(request, True),
             "disable": lambda request: self._switch(request, False),
+            "advise": self._advise,
             "events": lambda _request: {},
             "settle": self._settle,
             "stop": self._stop,
@@ -282,10 +285,50 @@ class Daemon:
             for start, end, pages, merged, zero, unshared, name in client.scanner.regions(client.mm)
         ]
 
-    def _switch(self, request: dict[str, Any], on: bool) -> dict[str, Any]:
+    def _switch(self, request: dict[str, Any], on: bool) -> Later:
+        """Have a client's agent switch merging on or off for all; answers when it has."""
         client = self._client(request)
-        self.agents.set_all(client, on)
-        return {"pid": client.pid, "ksm_merge_any": client.merge_any}
+        _check_reachable(client)
+        client.tell(render_advise_all(on))
+
+        def ready() -> dict[str, Any] | None:
+            client.send_requests()
+            done = client.merge_any is on
+            return {"pid": client.pid, "ksm_merge_any": on} if done else None
+
+        def late() -> PagemergeError:
+            return EngineError(f"the agent of {client.who()} does not answer")
+
+        return Later(ready, deadline_in(ADVISE_SECONDS), late)
+
+    def _advise(self, request: dict[str, Any]) -> Later:
+        """Have a client's agent mark a range, as madvise(2) would; answers when it has."""
+        client = self._client(request)
+        start, end, on = request.get("start"), request.get("end"), request.get("on", True)
+        if not isinstance(start, int) or not isinstance(end, int) or not isinstance(on, bool):
+            raise CommandError('"start" and "end" are addresses, "on" is true or false')
+        if start % _core.PAGE_SIZE or end % _core.PAGE_SIZE or not 0 <= start < end < 1 << 64:
+            raise RejectedError(
+                f"{start:x}-{end:x} is not whole pages of {_core.PAGE_SIZE} bytes, or is empty",
+                errno=errno.EINVAL,
+            )
+        _check_reachable(client)
+        client.tell(render_advise(start, end, Mark.MERGEABLE if on else Mark.UNMERGEABLE))
+
+        def ready() -> dict[str, Any] | None:
+            client.send_requests()
+            regions = client.scanner.regions(client.mm)
+            touches = any(low < end and start < high for low, high, *_ in regions)
+            return {"pid": client.pid, "ksm_mergeable": touches} if touches is on else None
+
+        def late() -> PagemergeError:
+            return RejectedError(
+                f"nothing in {start:x}-{end:x} of {client.who()} could be marked: it is not "
+                "mapped, not private memory, or locked; or its agent does not answer",
+                errno=errno.ENOMEM,
+            )
+
+        return Later(ready, deadline_in(ADVISE_SECONDS), late)
 
     def _settle(self, request: dict[str, Any]) -> Later:
         passes, timeout = request.get("passes", 2), request.get("timeout", 60)
@@ -317,6 +360,18 @@ class Daemon:
     def _stop(self, _request: dict[str, Any]) -> dict[str, Any]:
         self.stopping = True
         return {}
+
+
+def _check_reachable(client: Client) -> None:
+    """Make sure that its agent can be asked for something.
+
+    Raises:
+        EngineError: it can't, or the process is not merged at all.
+    """
+    if client.hello.refusal:
+        raise EngineError(f"{client.who()} can't be merged: {client.hello.refusal}")
+    if client.sock is None:
+        raise EngineError(f"the agent of {client.who()} has closed its connection")
 
 
 def _asked(clients: list[Client]) -> list[Client]:

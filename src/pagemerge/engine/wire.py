@@ -19,6 +19,8 @@ __all__ = [
     "parse_hello",
     "parse_ranges",
     "parse_result",
+    "render_advise",
+    "render_advise_all",
     "render_ping",
     "render_welcome",
 ]
@@ -45,6 +47,8 @@ class Kind(IntEnum):
     UNMERGE = 18
     ZERO = 19
     PING = 20
+    ADVISE = 21
+    ADVISE_ALL = 22
 
 
 class HelloFd(IntFlag):
@@ -168,6 +172,16 @@ def render_welcome(daemon_pid: int, barrier: int = 0, freeze_max_usecs: int = 0)
     """Make the PM_WELCOME that answers a PM_HELLO."""
     head = _HEADER.pack(Kind.WELCOME, 1, 0)
     return head + _WELCOME.pack(PROTOCOL_VERSION, barrier, daemon_pid, freeze_max_usecs)
+
+
+def render_advise(start: int, end: int, kind: Mark) -> bytes:
+    """Make a PM_ADVISE: madvise on a program's behalf, for the bytes `[start, end)`."""
+    return _HEADER.pack(Kind.ADVISE, 1, 0) + _RANGE.pack(start, end, kind, 0)
+
+
+def render_advise_all(on: bool) -> bytes:
+    """Make a PM_ADVISE_ALL: prctl(PR_SET_MEMORY_MERGE) on a program's behalf."""
+    return _HEADER.pack(Kind.ADVISE_ALL, 1, 0) + _RANGE.pack(0, 0, on, 0)
 
 
 def render_ping(seq: int) -> bytes:

@@ -5,6 +5,7 @@
 """
 
 from pagemerge.insight.advise import Advice, AdvisedRegion, advise
+from pagemerge.insight.apply import Applied, AppliedRegion, apply_advice
 from pagemerge.insight.estimate import EstimateOptions, estimate
 from pagemerge.insight.model import EngineCost, KsmdCost
 from pagemerge.insight.results import (
@@ -22,6 +23,8 @@ __all__ = [
     "LANGUAGES",
     "Advice",
     "AdvisedRegion",
+    "Applied",
+    "AppliedRegion",
     "EngineCost",
     "Estimate",
     "EstimateOptions",
@@ -34,6 +37,7 @@ __all__ = [
     "Targets",
     "TopContent",
     "advise",
+    "apply_advice",
     "estimate",
     "find_targets",
     "render_snippet",

@@ -103,7 +103,11 @@ _HEADS: Final = {
 }
 _CALLS: Final = {
     "c": 'if (madvise(buffer, {size}, MADV_MERGEABLE))\n\tperror("madvise");\n',
-    "python": "buffer.madvise(mmap.MADV_MERGEABLE)  # buffer: an mmap.mmap of {size} bytes\n",
+    "python": (
+        "# an mmap.mmap(-1, {size}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS): by default it\n"
+        "# would be shared memory, which is not merged\n"
+        "buffer.madvise(mmap.MADV_MERGEABLE)\n"
+    ),
     "rust": (
         "if unsafe {{ libc::madvise(buffer.cast(), {size}, libc::MADV_MERGEABLE) }} != 0 {{\n"
         '    eprintln!("madvise: {{}}", std::io::Error::last_os_error());\n}}\n'

@@ -10,7 +10,7 @@ from typing import ClassVar
 from pagemerge.errors import NotSupportedError, PagemergeError, ProcessGoneError
 from pagemerge.kernel.knobs import SYS_KSM, KernelKnobs, read_counters
 from pagemerge.kernel.processes import read_processes, read_regions
-from pagemerge.kernel.requests import set_memory_merge
+from pagemerge.kernel.requests import advise_region, set_memory_merge
 from pagemerge.ksm import Event, Ksm, LostEvents, Process, Region, Stop
 from pagemerge.memory import PROC, iter_pids, read_stat, read_vmstat
 
@@ -102,6 +102,10 @@ class KernelKsm(Ksm):
     def disable(self, pid: int) -> None:
         """Have a running process call prctl(PR_SET_MEMORY_MERGE, 0); see `set_memory_merge`."""
         set_memory_merge(pid, on=False)
+
+    def advise(self, pid: int, start: int, end: int, *, on: bool = True) -> None:
+        """Have a running process call madvise for a part of its memory; see `advise_region`."""
+        advise_region(pid, start, end, on=on)
 
     def settle(self, passes: int = 3, timeout: float = 60.0) -> None:
         """Wait until that many passes of ksmd have ended (full_scans).

@@ -256,6 +256,22 @@ class Ksm(ABC):
         """
 
     @abstractmethod
+    def advise(self, pid: int, start: int, end: int, *, on: bool = True) -> None:
+        """Mark a part of a running process's memory, as its madvise(MADV_MERGEABLE) would.
+
+        Args:
+            pid: the process.
+            start: first byte, at the start of a page.
+            end: the byte after the last, at the start of a page.
+            on: whether to merge; else it is unmerged (MADV_UNMERGEABLE).
+
+        Raises:
+            ProcessGoneError: there is no such process.
+            NotPermittedError: this process may not do that.
+            RejectedError: these are no whole pages, or a part is not mapped.
+        """
+
+    @abstractmethod
     def settle(self, passes: int = 3, timeout: float = 60.0) -> None:
         """Wait until that many passes have ended.
 

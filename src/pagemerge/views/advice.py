@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from pagemerge.insight import Advice
-from pagemerge.units import pages_to_bytes, render_bytes, render_percent
-from pagemerge.views.terminal import make_console, make_table
+from pagemerge.insight import Advice, Applied
+from pagemerge.units import pages_to_bytes, render_bytes, render_duration, render_percent
+from pagemerge.views.terminal import make_console, make_table, print_list
 
-__all__ = ["print_advice"]
+__all__ = ["print_advice", "print_applied"]
 
 
 def print_advice(advice: Advice) -> None:
@@ -45,3 +45,52 @@ def print_advice(advice: Advice) -> None:
 
 def _bytes(pages: float) -> str:
     return render_bytes(pages_to_bytes(round(pages)))
+
+
+def print_applied(applied: Applied, advice: Advice) -> None:
+    """Print what was marked, and what came of it."""
+    if not applied.regions:
+        sys.stdout.write(f"{applied.ksm}: nothing to merge: no two pages are equal\n")
+        return
+    done = sum(region.error is None for region in applied.regions)
+    rows = [
+        (
+            str(region.pid),
+            f"{region.start:x}-{region.end:x}",
+            _bytes(region.predicted_pages),
+            "-" if region.merged_pages is None else _bytes(region.merged_pages),
+            _off(region.merged_pages, region.predicted_pages),
+            f"not marked: {region.error}" if region.error else region.name or "[anon]",
+        )
+        for region in applied.regions
+    ]
+    print_list(
+        f"{applied.ksm}: {done} of {len(rows)} regions marked",
+        ("pid", "region", "predicted", "merged", "off by", "mapping"),
+        rows,
+        left=("region", "mapping"),
+        spare=("off by",),
+    )
+    write = sys.stdout.write
+    if applied.saved_pages is not None:
+        before = applied.saved_before_pages
+        write(
+            f"\nsaved: {_bytes(applied.saved_pages)}, predicted {_bytes(applied.predicted_pages)} "
+            f"({_off(applied.saved_pages, applied.predicted_pages)})"
+        )
+        gained = _bytes(applied.saved_pages - before)
+        write(f"; before {_bytes(before)}, gained {gained}\n" if before else "\n")
+        write(
+            f"{'settled' if applied.is_settled else 'not settled'} after {applied.passes} passes, "
+            f"{render_duration(applied.seconds)}\n"
+        )
+    for note in (*advice.estimate.notes, *applied.notes):
+        sys.stderr.write(f"note: {note}\n")
+
+
+def _off(pages: float | None, predicted: float) -> str:
+    """Say how far off a prediction was."""
+    if pages is None or not predicted:
+        return "-"
+    share = round(100 * (pages / predicted - 1), 2)
+    return f"{share:+.2f} %" if share else "0 %"
