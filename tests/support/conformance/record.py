@@ -92,5 +92,5 @@ class Recorder:
 
 def _key(run: dict[str, Any]) -> tuple[bool, list[int], str]:
     """The engine first, then kernels by version."""
-    numbers = [int(part) for part in run["kernel"].split(".")]
+    numbers = [int(part) for part in re.findall(r"\d+", run["kernel"])]
     return run["implementation"] != "engine", numbers, run["kernel"]

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import ClassVar, NamedTuple, NoReturn
 
 import pytest
 
@@ -281,6 +281,7 @@ class KernelWorld(World):
     """The kernel's KSM."""
 
     name = "kernel"
+    _patience_seconds: ClassVar[float] = 30.0
 
     def __init__(self, control: KernelKsmControl) -> None:
         super().__init__()
@@ -299,8 +300,9 @@ class KernelWorld(World):
             return not any(p.ksm_mergeable or p.ksm_merge_any for p in self.ksm.processes())
 
         try:
-            wait_until(alone, "the end of others' use of KSM")
+            wait_until(alone, "the end of others' use of KSM", KernelWorld._patience_seconds)
         except TimeoutError:
+            KernelWorld._patience_seconds = 1.0  # not again so long for each test
             others = ", ".join(f"{p.pid} ({p.comm})" for p in self.ksm.processes())
             lacking(f"a KSM that nobody else uses: {others} have it on")
 
