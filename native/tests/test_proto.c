@@ -65,7 +65,7 @@ static size_t make_ranges(unsigned char *out, uint32_t type)
 	memcpy(out, &header, sizeof(header));
 	for (uint32_t i = 0; i < header.count; i++, at += sizeof(struct pm_range)) {
 		uint64_t start = (uint64_t)chance(1u << 30) << 12;
-		struct pm_range range = { start, start + ((1 + (uint64_t)chance(1000)) << 12), chance(5), 0 };
+		struct pm_range range = { start, start + ((1 + (uint64_t)chance(1000)) << 12), chance(type == PM_ADVISE ? 3 : 5), 0 };
 
 		memcpy(out + at, &range, sizeof(range));
 	}
