@@ -44,6 +44,7 @@ class Recording:
 
     def __init__(self) -> None:
         self.items: list[Event | LostEvents] = []
+        self.failure: Exception | None = None  # that ended the thread
 
     def events(self, *names: str, pid: int | None = None) -> list[Event]:
         """Those that came so far, of some names (all), about a process (any)."""
@@ -65,7 +66,12 @@ class Recording:
 
     def wait(self, name: str, pid: int | None = None, count: int = 1) -> None:
         """Wait for so many events."""
-        wait_until(lambda: len(self.events(name, pid=pid)) >= count, f"{count} {name} of {pid}")
+        wait_until(
+            lambda: self.failure or len(self.events(name, pid=pid)) >= count,
+            f"{count} {name} of {pid}",
+        )
+        if self.failure:
+            raise self.failure
 
     @property
     def lost(self) -> int:
@@ -77,7 +83,6 @@ class Recording:
 def record(ksm: Ksm, names: Collection[str] | None = None) -> Iterator[Recording]:
     """Collect an implementation's events in a thread; complete when the block has ended."""
     recording, stop = Recording(), threading.Event()
-    failures: list[Exception] = []
     events = ksm.events(names=names, stop=stop)
 
     def collect() -> None:
@@ -85,7 +90,7 @@ def record(ksm: Ksm, names: Collection[str] | None = None) -> Iterator[Recording
             for event in events:
                 recording.items.append(event)
         except Exception as error:  # noqa: BLE001  # told below, in the test's own thread
-            failures.append(error)
+            recording.failure = error
 
     thread = threading.Thread(target=collect)
     thread.start()
@@ -94,5 +99,5 @@ def record(ksm: Ksm, names: Collection[str] | None = None) -> Iterator[Recording
     finally:
         stop.set()
         thread.join()
-    if failures:
-        raise failures[0]
+    if recording.failure:
+        raise recording.failure

@@ -19,6 +19,7 @@ from pagemerge.ksm import Event, LostEvents
 from pagemerge.memory import read_tree
 from tests.support.environment import require
 from tests.support.kernel_ksm import KernelKsmControl
+from tests.support.processes import Child
 from tests.support.tracefs import mounted_tracefs, record
 from tests.support.users import package_for, python_for
 from tests.support.victims import holder
@@ -95,6 +96,31 @@ def test_a_forked_child_is_told_from_its_parent(
     assert recording.merges(parent.pid)
     assert {event.how for event in recording.merges(child)} == {"fork"}
     assert {event.how for event in recording.merges(parent.pid)} == {"lookup"}
+
+
+# Switches merging on for itself, and starts a program that inherits it over exec.
+INHERITED = """
+import ctypes, subprocess, sys
+if ctypes.CDLL(None).prctl(67, 1, 0, 0, 0):
+    print("refused", flush=True)
+    sys.exit()
+code = "import os, sys; print(os.getpid(), flush=True); sys.stdin.read()"
+sys.exit(subprocess.run([sys.executable, "-c", code]).returncode)
+"""
+
+
+@pytest.mark.usefixtures("tracefs")
+def test_a_program_that_inherits_merging_over_exec_is_known() -> None:
+    with record(KernelKsm()) as recording, Child(INHERITED) as parent:
+        answer = parent.read_line()
+        require(answer != "refused", "prctl(PR_SET_MEMORY_MERGE), Linux 6.4")
+        program = int(answer)
+        recording.wait("ksm_enter", parent.pid)
+        recording.wait("ksm_enter", program)
+        assert parent.finish() == 0
+    assert recording.events("ksm_enter", pid=parent.pid)[0].how == "context"
+    # after a fork it would be registered twice: as the copy of its parent, and at exec
+    assert recording.events("ksm_enter", pid=program)[-1].how == "context"
 
 
 @pytest.mark.ksm

@@ -20,7 +20,7 @@ __all__ = ["Buffers"]
 # Pages read but not parsed yet. What is over it waits in the kernel, whose buffers are smaller.
 _BACKLOG_BYTES: Final = 64 << 20
 # Parsed in one go, some 80 records each: between two goes the kernel's buffers are emptied again.
-_PAGES_AT_ONCE: Final = 128
+_PAGES_AT_ONCE: Final = 32
 # A record's time is taken a little before it can be read.
 _SETTLE_NS: Final = 1_000_000
 _READ_BYTES: Final = 1 << 16  # a page at most; 64 KiB is the largest there is

@@ -30,6 +30,7 @@ _GROUP: Final = "ksm"
 _NEWTASK: Final = "task/task_newtask"
 _LOCK: Final = "mmap_lock/mmap_lock_start_locking"
 _RARE: Final = ("ksm_enter", "ksm_exit")
+_TELLING: Final = frozenset({*_RARE, "task_newtask", "mmap_lock_start_locking"})
 
 _BUFFERS_BYTES: Final = 256 << 20  # of all CPUs together
 _BUFFER_MAX: Final = 16 << 20  # of one; some 300,000 events
@@ -74,7 +75,7 @@ class KernelTrace:
         self._looked_up = float("-inf")
         self._reported = 0  # losses that were handed out
         self._lost_rare = 0  # losses that the attribution has been told of
-        self._waiting: deque[tuple[Event, Owner | None]] = deque()
+        self._waiting: deque[tuple[str, int, dict[str, int], Owner | None]] = deque()
         with contextlib.ExitStack() as stack:
             instances = stack.enter_context(Instances(root, 2, proc))
             self._main, self._rare = instances[0], instances[1]
@@ -160,28 +161,33 @@ class KernelTrace:
 
     def _learn(self, records: list[Record]) -> None:
         """Tell the attribution of records in the order of their times, and queue the events."""
-        attribution, waiting, wanted = self._attribution, self._waiting, self._wanted
-        ours = self._pids_are_ours
-        own_pid = os.getpid()
+        owner_of, rare = self._attribution.owner, self._learn_rare
+        queue, wanted = self._waiting.append, self._wanted
         for nanoseconds, layout, values in records:
             name = layout.name
-            fields: dict[str, Any] = dict(zip(layout.names, values, strict=True))
-            owner: Owner | None = None
-            if name == "mmap_lock_start_locking":
-                attribution.locked(nanoseconds, fields["mm"], own_pid)
-                continue
-            if name == "task_newtask":
-                if ours:
-                    attribution.newtask(fields["common_pid"], fields["pid"], fields["clone_flags"])
-                continue
-            if name == "ksm_enter" and ours:
-                owner = attribution.enter(fields["common_pid"], fields["mm"])
-            elif name == "ksm_exit":
-                owner = attribution.exit(fields["mm"])
-            elif "mm" in fields:
-                owner = attribution.owner(fields["mm"])
+            fields: dict[str, Any] = dict(zip(layout.names, values, strict=False))
+            if name in _TELLING:
+                owner = rare(name, nanoseconds, fields)
+            else:
+                mm = fields.get("mm")
+                owner = None if mm is None else owner_of(mm)
             if name in wanted:
-                waiting.append((Event(name, nanoseconds / 1e9, fields), owner))
+                queue((name, nanoseconds, fields, owner))
+
+    def _learn_rare(self, name: str, nanoseconds: int, fields: dict[str, Any]) -> Owner | None:
+        """Tell the attribution of a record that says whose an address space is."""
+        attribution = self._attribution
+        if name == "mmap_lock_start_locking":
+            attribution.locked(nanoseconds, fields["mm"], os.getpid())
+            return None
+        if name == "ksm_exit":
+            return attribution.exit(fields["mm"])
+        if not self._pids_are_ours:
+            return attribution.owner(fields["mm"]) if name == "ksm_enter" else None
+        if name == "ksm_enter":
+            return attribution.enter(fields["common_pid"], fields["mm"])
+        attribution.newtask(fields["common_pid"], fields["pid"], fields["clone_flags"])
+        return None
 
     def _look_up(self) -> None:
         """Read a file of every process that takes its address space's lock, and see which it is.
@@ -230,12 +236,12 @@ class KernelTrace:
 
     def _hand_out(self, until: int | None) -> Iterator[Event]:
         waiting = self._waiting
-        limit = float("inf") if until is None else until / 1e9
-        while waiting and waiting[0][0].time <= limit:
-            event, owner = waiting.popleft()
-            if owner is not None and owner.pid is not None:
-                event = Event(event.name, event.time, event.fields, owner.pid, owner.how)
-            yield event
+        while waiting and (until is None or waiting[0][1] <= until):
+            name, nanoseconds, fields, owner = waiting.popleft()
+            if owner is None:
+                yield Event(name, nanoseconds / 1e9, fields)
+            else:
+                yield Event(name, nanoseconds / 1e9, fields, owner.pid, owner.how)
 
 
 def trace_events(
