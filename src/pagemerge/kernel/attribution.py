@@ -58,7 +58,7 @@ class Attribution:
         self._tgid_of = tgid_of
         self._owners: dict[int, Owner] = {}
         self._last_enter: dict[int, int] = {}  # of a thread, the address space it registered last
-        self._tgids: dict[int, int] = {}  # threads that were seen to begin
+        self._tgids: dict[int, int] = {}  # threads that were seen to begin, or looked up
         self._windows: list[tuple[int, int, int]] = []  # when /proc of which pid was read
         self._round = 0
         self._round_begin = 0  # in _windows
@@ -89,14 +89,10 @@ class Attribution:
 
     def newtask(self, tid: int, child: int, clone_flags: int) -> None:
         """Take a task_newtask: a thread, or a process that may have just been registered."""
-        if len(self._tgids) >= _TASKS_MAX:
-            del self._tgids[next(iter(self._tgids))]
         if clone_flags & CLONE_THREAD:
-            process = self._process(tid)
-            if process is not None:
-                self._tgids[child] = process
+            self._remember(child, self._process(tid))
             return
-        self._tgids[child] = child
+        self._remember(child, child)
         # With memory of its own it is registered exactly when its parent is: the last address space
         # that this thread has registered is the child's. Taken only once.
         mm = None if clone_flags & CLONE_VM else self._last_enter.pop(tid, None)
@@ -115,6 +111,7 @@ class Attribution:
     def looked_up(self, pid: int, begin: int, end: int) -> None:
         """Tell when /proc/PID was read, nanoseconds of the trace's clock."""
         self._windows.append((begin, end, pid))
+        self._remember(pid, pid)  # it may have ended when its ksm_enter is read
 
     def locked(self, time: int, mm: int, own_pid: int) -> None:
         """Take an mmap_lock event of this very thread."""
@@ -140,6 +137,13 @@ class Attribution:
         self._last_enter.clear()
         self._tgids.clear()
         self.unknown = True
+
+    def _remember(self, tid: int, process: int | None) -> None:
+        self._tgids.pop(tid, None)  # another's before, or to be the youngest again
+        if process is not None:
+            self._tgids[tid] = process
+        if len(self._tgids) > _TASKS_MAX:
+            del self._tgids[next(iter(self._tgids))]
 
     def _process(self, tid: int) -> int | None:
         return self._tgids.get(tid) or self._tgid_of(tid)

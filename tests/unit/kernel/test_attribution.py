@@ -112,6 +112,22 @@ def test_late_records_of_the_round_before_still_count() -> None:
     assert attribution.owner(0xA).pid == 20
 
 
+def test_who_has_ended_when_its_registration_is_read_was_looked_up_before() -> None:
+    attribution = make()
+    attribution.begin_round()
+    attribution.looked_up(20, 100, 110)
+    owner = attribution.enter(20, 0xA)
+    assert (owner.pid, owner.how) == (20, "context")
+    assert attribution.enter(21, 0xB).pid is None  # a thread, say, of a process that has ended
+
+
+def test_a_number_given_anew_is_the_new_ones() -> None:
+    attribution = make(t10=10)
+    attribution.newtask(10, 20, 0)
+    attribution.newtask(10, 20, CLONE_VM | CLONE_THREAD)
+    assert attribution.enter(20, 0xA).pid == 10
+
+
 def test_nothing_is_trusted_after_a_loss() -> None:
     attribution = make(t10=10)
     attribution.enter(10, 0xA)
