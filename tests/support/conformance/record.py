@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from tests.support.conformance.cases import CASES
-from tests.support.conformance.worlds import World
 
 __all__ = ["Recorder", "kernel_name", "memory_nodes", "node_count"]
 
@@ -52,18 +51,24 @@ class Recorder:
     def __init__(self) -> None:
         self._runs: dict[str, dict[str, dict[str, Any]]] = {}
 
-    def note(self, cases: list[str], world: World, report: pytest.TestReport) -> None:
-        """Take the outcome of a test."""
+    def note(
+        self,
+        cases: list[str],
+        implementation: str,
+        differences: list[str],
+        report: pytest.TestReport,
+    ) -> None:
+        """Take the outcome of a test, and what it said of differences."""
         outcome, notes = "failed", []
         if report.outcome == "passed":
-            outcome = "differs" if world.differences else "holds"
-            notes = world.differences
+            outcome = "differs" if differences else "holds"
+            notes = differences
         elif report.outcome == "skipped":
             outcome = "lacking"
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
             notes = [reason.removeprefix("Skipped: ").removeprefix("lacking: ")]
         for name in cases:
-            entry = self._runs.setdefault(world.name, {}).setdefault(
+            entry = self._runs.setdefault(implementation, {}).setdefault(
                 name, {"outcome": outcome, "tests": 0, "notes": []}
             )
             entry["tests"] += outcome != "lacking"
