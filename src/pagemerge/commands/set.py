@@ -39,6 +39,6 @@ def run(args: argparse.Namespace) -> None:
 
         print_json({change.name: {"old": change.old, "new": change.new} for change in changes})
     else:
-        from pagemerge.views.status import print_changes
+        from pagemerge.views.changes import print_changes
 
         print_changes(changes, dry_run=args.dry_run)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from pagemerge.ksm import COUNTERS, KNOBS, Change, KnobValue, Unit
+from pagemerge.ksm import COUNTERS, KNOBS, KnobValue, Unit
 from pagemerge.units import pages_to_bytes, render_bytes, render_count, render_duration
 from pagemerge.views.terminal import make_console, make_table, show
 
-__all__ = ["print_changes", "print_status", "render_amount"]
+__all__ = ["print_status", "render_amount"]
 
 
 def print_status(
@@ -57,15 +56,6 @@ def print_status(
         console.print()
         rows = [(name, _fact(name, value)) for name, value in facts.items()]
         show(console, make_table(("ksmd", "value"), rows, left=("ksmd", "value")))
-
-
-def print_changes(changes: Iterable[Change], *, dry_run: bool) -> None:
-    """Print old and new values, a line each."""
-    would = " (not written)" if dry_run else ""
-    for change in changes:
-        old, new = _shown(change.old), _shown(change.new)
-        text = f"{change.name}: {old} -> {new}" if old != new else f"{change.name}: {new} already"
-        sys.stdout.write(f"{text}{would}\n")
 
 
 def render_amount(value: int | None, unit: Unit) -> str:
