@@ -243,13 +243,17 @@ def zero_pages_apart(facts: Facts) -> Finding | None:
     """use_zero_pages=1: zero pages are counted elsewhere."""
     machine = facts.machine
     zero = machine.count("ksm_zero_pages")
-    if not zero or zero <= machine.count("pages_sharing"):
+    mostly = any(
+        p.ksm and (p.ksm.ksm_zero_pages or 0) > (p.ksm.ksm_merging_pages or 0)
+        for p in facts.processes
+    )
+    if not zero or not (mostly or zero > machine.count("pages_sharing")):
         return None
     return Finding(
         "zero_pages_apart",
         NOTE,
-        f"Most of what is merged are zero pages ({render_bytes(zero * PAGE_SIZE)}). They are in "
-        "ksm_zero_pages and the profits, not in pages_shared, pages_sharing or smaps.",
+        f"{render_bytes(zero * PAGE_SIZE)} are merged as zero pages. They are in ksm_zero_pages and "
+        "the profits, not in pages_shared, pages_sharing, ksm_merging_pages or smaps.",
         _evidence(facts, "use_zero_pages", "ksm_zero_pages", "pages_sharing"),
     )
 
