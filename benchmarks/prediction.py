@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.guests import await_guest, build_guest, guest_argv
 from pagemerge.insight import Estimate, EstimateOptions, estimate, find_targets
 from pagemerge.memory import read_stat, read_tree
 from pagemerge.units import render_bytes
@@ -188,12 +189,21 @@ def java(programs: Programs) -> None:
         programs.await_line(program)
 
 
+def qemu(programs: Programs) -> None:
+    """Three QEMU guests of one image, with 6 MiB of their own."""
+    image = build_guest()
+    argvs = [guest_argv(image, programs.folder / f"monitor{i}") for i in range(3)]
+    for guest in [programs.start(*argv) for argv in argvs]:
+        await_guest(guest)
+
+
 WORKLOADS: dict[str, tuple[str, Callable[[Programs], None]]] = {
     "redis": ("redis-server", redis),
     "python": (sys.executable, python_workers),
     "prefork": (sys.executable, python_prefork),
     "node": ("node", node),
     "java": ("java", java),
+    "qemu": ("qemu-system-x86_64", qemu),
 }
 
 
@@ -242,6 +252,7 @@ def compare(name: str, use_zero_pages: int, settle_seconds: float) -> Row:
             ksm.wait_passes(2, 120)
             cpu = _ksmd_cpu_seconds() - before
             reached = _settle(ksm)
+            _check_alone(programs)
         finally:
             programs.stop()
     predicted = {key: getattr(result, key) for key in _COMPARED}
@@ -256,6 +267,17 @@ def compare(name: str, use_zero_pages: int, settle_seconds: float) -> Row:
         cpu,
         result.ksmd.cpu_seconds,
     )
+
+
+def _check_alone(programs: Programs) -> None:
+    """Say it when programs of others are merged, too: the counters are the machine's."""
+    own = set(read_tree([program.pid for program in programs.running]))
+    for path in Path("/proc").glob("[0-9]*/ksm_stat"):
+        with contextlib.suppress(OSError):
+            words = path.read_text().split()  # nothing, where the program has ended
+            items = int(words[words.index("ksm_rmap_items") + 1]) if words else 0
+            if items and int(path.parent.name) not in own:
+                sys.stderr.write(f"{path}: {items} rmap_items of another program\n")
 
 
 def _estimate(programs: Programs, use_zero_pages: int, settle_seconds: float) -> Estimate:

@@ -96,3 +96,41 @@ def test_advise_prints_regions_json_and_code(
     assert data["saved_pages"] == 103
     assert main(["advise", *images, "--code", "rust"]) == 0
     assert "MERGE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "what"),
+    [
+        ("--threads=-1", "threads is -1"),
+        ("--pages-to-scan=-3", "pages-to-scan is -3"),
+        ("--max-page-sharing=1", "max-page-sharing is 1"),
+        ("--top=-1", "at least 0"),
+        ("--html=/nowhere/report.html", "No such file"),
+        ("--unit=/x", "no running unit /x"),
+    ],
+)
+def test_options_that_make_no_sense_are_named(
+    images: list[str], option: str, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["estimate", *images, option]) == 2
+    assert what in capsys.readouterr().err
+
+
+def test_a_ksmd_that_scans_nothing_never_settles(
+    images: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["estimate", *images, "--pages-to-scan", "0"]) == 0
+    assert "never" in capsys.readouterr().out
+    assert main(["estimate", *images, "--pages-to-scan", "0", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert data["ksmd"]["settle_seconds"] is None
+
+
+def test_a_file_of_holes_is_said_to_be_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    assert main(["estimate", str(path)]) == 0
+    assert "nothing but holes" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from pagemerge.commands.targeting import (
     look_options,
     targets_of,
 )
+from pagemerge.errors import CommandError
 
 NAME = "estimate"
 HELP = "say what merging would save, before it is switched on"
@@ -36,6 +37,10 @@ def run(args: argparse.Namespace) -> None:
     """Estimate and print."""
     from pagemerge.insight import estimate
 
+    if args.top < 0:
+        raise CommandError(f"--top {args.top}: it is at least 0")
+    if args.html:
+        _check_writable(args.html)  # rather than after a long read
     progress = ProgressLine()
     try:
         result = estimate(targets_of(args), look_options(args), progress)
@@ -44,7 +49,10 @@ def run(args: argparse.Namespace) -> None:
     if args.html:
         from pagemerge.insight.report_html import write_report
 
-        write_report(result, args.html)
+        try:
+            write_report(result, args.html)
+        except OSError as error:
+            raise CommandError(f"{args.html}: {error.strerror}") from error
     if args.json:
         from pagemerge.views.data import print_json
 
@@ -53,3 +61,12 @@ def run(args: argparse.Namespace) -> None:
         from pagemerge.views.estimate import print_estimate
 
         print_estimate(result, args.top)
+
+
+def _check_writable(path: Path) -> None:
+    """Find out by opening it; what is there is left as it is until the report is written."""
+    try:
+        with path.open("a"):
+            pass
+    except OSError as error:
+        raise CommandError(f"--html {path}: {error.strerror}") from error

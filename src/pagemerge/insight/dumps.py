@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ _PT_NOTE: Final = 4
 _NT_FILE: Final = 0x46494C45
 _ET_CORE: Final = 4
 _PN_XNUM: Final = 0xFFFF
+_SEGMENT_LAYOUTS: Final = {True: "IIQQQQ", False: "IIIIIII"}  # by ELF64; the fields that are used
+_ADDRESSES: Final = (1 << 64) - PAGE_SIZE
 
 _VIRSH = "make an ELF dump: virsh dump --memory-only, or QEMU's dump-guest-memory without -z/-l/-s"
 # Formats whose bytes are not the memory's, and what to do about it.
@@ -30,6 +33,15 @@ _OTHERS: Final[tuple[tuple[bytes, str, str], ...]] = (
     (b"\x28\xb5\x2f\xfd", "compressed (zstd)", "decompress it first"),
     (b"\xfd7zXZ", "compressed (xz)", "decompress it first"),
     (b"\x04\x22\x4d\x18", "compressed (lz4)", "decompress it first"),
+)
+
+
+_TARGETS: Final = "a target is a process's number or a dump of memory"
+_KINDS: Final = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a character device"),
 )
 
 
@@ -52,15 +64,22 @@ def read_dump_regions(path: Path) -> list[DumpRegion]:
         NotPermittedError: it may not be read.
     """
     try:
+        _check_kind(path)
         with path.open("rb") as file:
             return _read_regions(file, path)
     except PermissionError as error:
         raise NotPermittedError(f"{path}: reading it is not permitted", where=str(path)) from error
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise FormatError(
-            f"{path}: {'a folder' if path.is_dir() else 'no such file'}",
-            hint="a target is a process's number or a dump of memory",
-        ) from error
+    except OSError as error:
+        what = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise FormatError(f"{path}: {what}", hint=_TARGETS) from error
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse what holds no memory, before opening it could wait for a writer (FIFO)."""
+    mode = path.stat().st_mode
+    what = next((what for is_kind, what in _KINDS if is_kind(mode)), None)
+    if what is not None:
+        raise FormatError(f"{path}: {what}, no dump of memory", hint=_TARGETS)
 
 
 def _read_regions(file: BinaryIO, path: Path) -> list[DumpRegion]:
@@ -94,13 +113,15 @@ def _read_elf(file: BinaryIO, path: Path, head: bytes, size: int) -> list[DumpRe
     layout = f"{order}QQQIHHHHHH" if wide else f"{order}IIIIHHHHHH"
     _, phoff, shoff, _, _, phentsize, phnum, shentsize, _, _ = struct.unpack_from(layout, head, 24)
     if phnum == _PN_XNUM:  # more segments than the field holds: section 0 has their number
-        file.seek(shoff)
+        file.seek(min(shoff, size))
         section = file.read(shentsize)
         at = 44 if wide else 28
         if len(section) < at + 4:
             raise FormatError(f"{path}: cut short: its section header is missing")
         phnum = struct.unpack_from(f"{order}I", section, at)[0]
-    file.seek(phoff)
+    if phentsize < struct.calcsize(_SEGMENT_LAYOUTS[wide]):
+        raise FormatError(f"{path}: its ELF header is broken: segments of {phentsize} bytes")
+    file.seek(min(phoff, size))
     table = file.read(phentsize * phnum)
     if not phnum or len(table) < phentsize * phnum:
         raise FormatError(f"{path}: cut short: its program headers are missing")
@@ -115,8 +136,11 @@ def _read_elf(file: BinaryIO, path: Path, head: bytes, size: int) -> list[DumpRe
             f"{path}: cut short: {end - size} of {end} bytes are missing",
             hint="look for a limit (ulimit -c, coredump.conf: ProcessSizeMax) or a full disk",
         )
-    names = _mapped_files(file, segments, order, wide)
-    return _regions_of_segments(segments, names)
+    names = _mapped_files(file, segments, order, wide, size)
+    regions = _regions_of_segments(segments, names)
+    if regions and regions[-1].end > _ADDRESSES:
+        raise FormatError(f"{path}: its ELF header is broken: memory at {regions[-1].start:#x}")
+    return regions
 
 
 _Segment = tuple[int, int, int, int, int]  # type, flags, offset, address, bytes in the file
@@ -125,11 +149,11 @@ _Segment = tuple[int, int, int, int, int]  # type, flags, offset, address, bytes
 def _segment(table: bytes, at: int, order: str, wide: bool) -> _Segment:
     if wide:
         kind, flags, offset, virtual, physical, length = struct.unpack_from(
-            f"{order}IIQQQQ", table, at
+            f"{order}{_SEGMENT_LAYOUTS[wide]}", table, at
         )
     else:
         kind, offset, virtual, physical, length, _, flags = struct.unpack_from(
-            f"{order}IIIIIII", table, at
+            f"{order}{_SEGMENT_LAYOUTS[wide]}", table, at
         )
     return kind, flags, offset, virtual or physical, length
 
@@ -156,7 +180,7 @@ def _regions_of_segments(segments: list[_Segment], names: dict[int, str]) -> lis
 
 
 def _mapped_files(
-    file: BinaryIO, segments: list[_Segment], order: str, wide: bool
+    file: BinaryIO, segments: list[_Segment], order: str, wide: bool, size: int
 ) -> dict[int, str]:
     """Names of file mappings by their start, from the NT_FILE note; broken ones name nothing."""
     word = "Q" if wide else "I"
@@ -164,13 +188,13 @@ def _mapped_files(
     for kind, _, offset, _, length in segments:
         if kind != _PT_NOTE:
             continue
-        file.seek(offset)
+        file.seek(min(offset, size))
         notes = file.read(min(length, 64 << 20))
         at = 0
         while at + 12 <= len(notes):
-            name_size, size, note = struct.unpack_from(f"{order}III", notes, at)
+            name_size, body_size, note = struct.unpack_from(f"{order}III", notes, at)
             body = at + 12 + (name_size + 3) // 4 * 4
-            at = body + (size + 3) // 4 * 4
+            at = body + (body_size + 3) // 4 * 4
             if note != _NT_FILE or at > len(notes) + 3:
                 continue
             try:
@@ -182,6 +206,6 @@ def _mapped_files(
                 ]
             except struct.error:
                 continue
-            texts = notes[body + (2 + 3 * count) * width : body + size].split(b"\0")
+            texts = notes[body + (2 + 3 * count) * width : body + body_size].split(b"\0")
             names |= {s: t.decode("utf-8", "replace") for s, t in zip(starts, texts, strict=False)}
     return names

@@ -119,8 +119,7 @@ def reading_targets(
         NotPermittedError, CommandError, FormatError: as `estimate`.
     """
     options = options or EstimateOptions()
-    if options.sample < 1 or options.max_page_sharing < 2:
-        raise CommandError("sample is at least 1, max_page_sharing at least 2")
+    _check_options(options)
     with load_spaces(targets.items, mergeable=options.mergeable) as spaces:
         _check_readable(spaces)
         census, seconds = run_census(
@@ -134,6 +133,23 @@ def reading_targets(
         _check_readable(spaces)
         regions = [(space, region) for space in spaces for region in space.regions]
         yield Reading(spaces, regions, census, seconds, options, targets.notes)
+
+
+def _check_options(options: EstimateOptions) -> None:
+    least = {
+        "sample": 1,
+        "max_page_sharing": 2,
+        "pages_to_scan": 0,
+        "sleep_millisecs": 0,
+        "gap_pages": 0,
+        "threads": 0,
+        "top": 0,
+        "settle_seconds": 0,
+    }
+    for name, limit in least.items():
+        value = getattr(options, name)
+        if value is not None and value < limit:
+            raise CommandError(f"{name.replace('_', '-')} is {value:g}: it is at least {limit}")
 
 
 def _check_readable(spaces: Sequence[Space]) -> None:
@@ -392,6 +408,10 @@ def _names(regions: Sequence[RegionEstimate]) -> dict[str, float]:
 
 def _notes(reading: Reading, processes: Sequence[ProcessEstimate]) -> list[str]:
     notes = [f"{space.target.label}: {space.note}" for space in reading.spaces if space.note]
+    for space, process in zip(reading.spaces, processes, strict=True):
+        if not process.present_pages and not space.note:
+            what = "nothing but holes" if space.target.path else "nothing in memory"
+            notes.append(f"{space.target.label}: {what} in its regions")
     if not reading.census.frames_known():
         notes.append(
             "physical page numbers are hidden (CAP_SYS_ADMIN): pages at one address in parent and "

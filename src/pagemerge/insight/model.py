@@ -38,16 +38,16 @@ class KsmdCost:
     """What ksmd needs until it has merged all there is, two passes.
 
     Attributes:
-        pass_seconds: one pass once settled, its sleeps included.
-        settle_seconds: until all is merged.
+        pass_seconds: one pass once settled, its sleeps included; None: never (pages_to_scan=0).
+        settle_seconds: until all is merged; None: never.
         cpu_seconds: CPU time of that.
         cpu_percent: of a core, while it settles.
     """
 
     pages_to_scan: int
     sleep_millisecs: int
-    pass_seconds: float
-    settle_seconds: float
+    pass_seconds: float | None
+    settle_seconds: float | None
     cpu_seconds: float
     cpu_percent: float
 
@@ -68,7 +68,7 @@ def ksmd_cost(
     first = pages * _KSMD_CHECKSUM_NS * 1e-9
     second = (merging * _KSMD_MERGE_NS + zero * _KSMD_ZERO_NS + others * _KSMD_SEARCH_NS) * 1e-9
     if not pages_to_scan:
-        return KsmdCost(0, sleep_millisecs, float("inf"), float("inf"), 0.0, 0.0)
+        return KsmdCost(0, sleep_millisecs, None, None, 0.0, 0.0)
     sleeps = -(-pages // pages_to_scan) * sleep_millisecs / 1000
     settle = 2 * sleeps + first + second
     later = sleeps + (merging * _KSMD_CHECKSUM_NS / 2 + others * _KSMD_SEARCH_NS) * 1e-9

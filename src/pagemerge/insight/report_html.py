@@ -122,7 +122,7 @@ def _cards(e: Estimate) -> str:
         ),
         (render_count(e.split_huge_pages), "huge pages that merging would split"),
         (
-            render_duration(e.ksmd.settle_seconds),
+            "never" if e.ksmd.settle_seconds is None else render_duration(e.ksmd.settle_seconds),
             f"for ksmd to settle at {e.ksmd.pages_to_scan} pages / {e.ksmd.sleep_millisecs} ms",
         ),
         ("unknown", "VMAs for the engine: sampled")

@@ -85,8 +85,8 @@ def find_targets(
         NotSupportedError, NotPermittedError: cgroups can't be looked into.
     """
     notes: list[str] = []
-    wanted = [int(word) for word in words if word.isdigit()] + list(pids)
-    paths = [Path(word) for word in words if not word.isdigit()] + [Path(file) for file in files]
+    wanted = [int(word) for word in words if _is_number(word)] + list(pids)
+    paths = [Path(word) for word in words if not _is_number(word)] + [Path(file) for file in files]
     roots = list(trees)
     for pid in (*wanted, *roots):
         if not _exists(pid):
@@ -124,6 +124,10 @@ def find_targets(
             hint="give process numbers or files, or --tree, --name, --cgroup, --unit, --all",
         )
     return Targets(tuple(items), tuple(notes))
+
+
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdigit()
 
 
 def _exists(pid: int) -> bool:

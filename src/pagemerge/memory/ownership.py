@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import pwd
 from collections.abc import Iterator
 from functools import cache
@@ -100,6 +101,8 @@ def iter_cgroup_pids(folder: Path) -> Iterator[int]:
 def iter_unit_cgroups(unit: str, root: Path = CGROUPS) -> Iterator[Path]:
     """Find the cgroups of a systemd unit by name (`.service` is added where there is no suffix)."""
     name = unit if "." in unit else f"{unit}.service"
-    for path in sorted(root.rglob(name)):
+    if "/" in name:
+        return
+    for path in sorted(root.rglob(glob.escape(name))):
         if (path / "cgroup.procs").exists():
             yield path

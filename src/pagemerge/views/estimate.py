@@ -106,7 +106,7 @@ def _price(e: Estimate) -> list[tuple[str, str, str]]:
     return [
         (
             "ksmd, time",
-            render_duration(e.ksmd.settle_seconds),
+            "never" if e.ksmd.settle_seconds is None else render_duration(e.ksmd.settle_seconds),
             f"two passes at pages_to_scan={e.ksmd.pages_to_scan}, "
             f"sleep_millisecs={e.ksmd.sleep_millisecs}",
         ),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import random
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,34 @@ def test_a_core_is_estimated_like_an_image(tmp_path: Path) -> None:
     of_core, of_image = (estimate(find_targets([str(path)])) for path in (core, image))
     assert of_core.pages_sharing == of_image.pages_sharing == 2  # a twin, and zero
     assert of_core.present_pages == of_image.present_pages == 6
+
+
+def test_what_holds_no_memory_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(FormatError, match="a FIFO"):
+        read_dump_regions(fifo)
+    for path, what in (("/dev/zero", "a character device"), ("/proc/self/maps", "Invalid")):
+        with pytest.raises(FormatError, match=what):
+            read_dump_regions(Path(path))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_core_with_any_bytes_broken_is_read_or_refused(tmp_path: Path, seed: int) -> None:
+    core = write_core(
+        tmp_path / "core", [(0x20000, [1, 2]), (0x10000, [3])], names={0x20000: "/lib/x.so"}
+    )
+    whole, rng = core.read_bytes(), random.Random(seed)
+    refused = 0
+    for _ in range(300):
+        broken = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            at, width = rng.randrange(4, 400), rng.choice((1, 2, 4, 8))
+            fill = rng.choice((b"\xff" * width, bytes(width), rng.randbytes(width)))
+            broken[at : at + width] = fill
+        core.write_bytes(broken[: rng.choice((len(whole), rng.randrange(len(whole))))])
+        try:
+            estimate(find_targets([str(core)]))
+        except FormatError:
+            refused += 1
+    assert 0 < refused < 300

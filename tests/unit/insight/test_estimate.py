@@ -245,3 +245,26 @@ def test_nothing_to_look_at_is_said() -> None:
         find_targets([])
     with pytest.raises(CommandError, match="no process 4194305"):
         find_targets(["4194305"])
+
+
+@pytest.mark.parametrize("table", ["regions", "processes", "top"])
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow"])
+def test_data_frames_and_arrow_take_columns_as_they_are(
+    tmp_path: Path, library: str, table: str
+) -> None:
+    module = pytest.importorskip(library)
+    paths = [write_image(tmp_path / f"{i} ü.raw", [1, 1, 2, 0]) for i in range(2)]
+    columns = estimate(find_targets(files=paths)).columns(table)
+    frame = (module.table if library == "pyarrow" else module.DataFrame)(columns)
+    assert frame.shape == (len(next(iter(columns.values()))), len(columns))
+    for name, values in columns.items():
+        found = frame[name].to_pylist() if library == "pyarrow" else frame[name].to_list()
+        assert found == values.tolist(), name
+
+
+def test_columns_of_nothing_keep_their_types(tmp_path: Path) -> None:
+    empty = estimate(find_targets(files=[write_image(tmp_path / "image", [1, 2, 3])])).columns(
+        "top"
+    )
+    assert all(len(values) == 0 for values in empty.values())
+    assert empty["pages"].dtype == np.uint64
