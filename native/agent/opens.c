@@ -160,6 +160,21 @@ PM_API int fcntl64(int fd, int command, ...)
 	return result;
 }
 
+/* Programs that exchange memory by these calls do so on both sides: others may read ours at any time. */
+static _Atomic bool exchanges;
+
+bool pm_opens_exchanges(void)
+{
+	return atomic_load_explicit(&exchanges, memory_order_relaxed);
+}
+
+PM_API ssize_t process_vm_readv(pid_t pid, const struct iovec *to, unsigned long nto, const struct iovec *from, unsigned long nfrom,
+				unsigned long flags)
+{
+	atomic_store_explicit(&exchanges, true, memory_order_relaxed);
+	return syscall(SYS_process_vm_readv, pid, to, nto, from, nfrom, flags);
+}
+
 /* The kernel finds the pages writable first, and writes to them then. */
 PM_API ssize_t process_vm_writev(pid_t pid, const struct iovec *from, unsigned long nfrom, const struct iovec *to, unsigned long nto,
 				 unsigned long flags)
@@ -167,6 +182,7 @@ PM_API ssize_t process_vm_writev(pid_t pid, const struct iovec *from, unsigned l
 	ssize_t n;
 
 	REAL(process_vm_writev);
+	atomic_store_explicit(&exchanges, true, memory_order_relaxed);
 	if (pid != getpid())
 		return real(pid, from, nfrom, to, nto, flags);
 	pm_gate_enter(0, UINT64_MAX);

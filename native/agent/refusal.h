@@ -25,6 +25,7 @@ void pm_refusal_forget(void); /* at a request's end */
 
 /* opens.c: what was opened that matters here; and writes to memory under way that need no fault of a page that they have found writable before */
 uint32_t pm_opens_direct(void);
+bool pm_opens_exchanges(void); /* the program has called process_vm_readv(2) or process_vm_writev(2) */
 bool pm_writes_under_way(void);
 void pm_opens_received(void); /* descriptors came by a message */
 bool pm_refusal_harmless(const char *path);

@@ -85,6 +85,8 @@ static bool check(size_t page, const char *how)
 	return false;
 }
 
+static bool exchange = true; /* use process_vm_writev */
+
 static bool transfer(int out, int in, bool socket, size_t page, const void *content)
 {
 	size_t done = 0;
@@ -144,7 +146,7 @@ static void *writer(void *argument)
 			changes[page] = (struct change){ word, seed };
 			expected(page, content);
 			how = "process_vm_writev";
-			if (process_vm_writev(getpid(), &from, 1, &to, 1, 0) != PAGE)
+			if (!exchange || process_vm_writev(getpid(), &from, 1, &to, 1, 0) != PAGE)
 				transfer(pipes[1], pipes[0], false, page, content);
 			break;
 		}
@@ -207,7 +209,7 @@ int main(int argc, char **argv)
 	int option;
 	bool forking = true;
 
-	while ((option = getopt(argc, argv, "p:t:s:F")) != -1) {
+	while ((option = getopt(argc, argv, "p:t:s:FE")) != -1) {
 		if (option == 'p')
 			pages = strtoul(optarg, NULL, 0);
 		else if (option == 't')
@@ -216,6 +218,8 @@ int main(int argc, char **argv)
 			seconds = atof(optarg);
 		else if (option == 'F')
 			forking = false;
+		else if (option == 'E') /* such programs are left out of the replacement of scattered pages */
+			exchange = false;
 		else
 			return 2;
 	}

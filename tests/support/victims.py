@@ -130,9 +130,12 @@ def run_stress(
     seconds: float = 5,
     pages: int = 4096,
     threads: int = 8,
+    exchange: bool = True,
 ) -> Iterator[list[subprocess.Popen[str]]]:
-    """Run `count` of them side by side; kill what is left at the end."""
+    """Run `count` of them side by side, with process_vm_writev(2) or not; kill what is left."""
     argv = [str(compiled("stress")), "-s", str(seconds), "-p", str(pages), "-t", str(threads)]
+    if not exchange:
+        argv.append("-E")
     running = [
         subprocess.Popen(
             argv,

@@ -48,9 +48,12 @@ def find_region(peer: Peer) -> wire.Range:
     return max(marks, key=lambda mark: mark.end - mark.start)
 
 
-@pytest.mark.parametrize("barrier", ["uffd", "uffd,freeze", "freeze"])
+@pytest.mark.parametrize(
+    ("barrier", "exchange"),
+    [("uffd", True), ("freeze", True), ("freeze", False), ("uffd,freeze", False)],
+)
 def test_no_write_is_lost_while_a_program_is_merged_and_unmerged_without_pause(
-    listener: socket.socket, tmp_path: Path, barrier: str
+    listener: socket.socket, tmp_path: Path, barrier: str, exchange: bool
 ) -> None:
     chance = random.Random(barrier)
     content = base_content(PAGES)
@@ -58,7 +61,7 @@ def test_no_write_is_lost_while_a_program_is_merged_and_unmerged_without_pause(
     fds = [segment(content), segment(b"".join(reversed(pages)))]
     env = agent_env(tmp_path, PAGEMERGE_BARRIER=barrier)
     totals = {"merged": 0, "failed": 0, "unmerged": 0, "scattered": 0}
-    with run_stress(env, count=1, seconds=SECONDS, pages=PAGES) as (process,):
+    with run_stress(env, count=1, seconds=SECONDS, pages=PAGES, exchange=exchange) as (process,):
         sock, _ = listener.accept()
         sock.settimeout(20)
         peer = Peer(sock)
