@@ -205,8 +205,7 @@ int pm_stop_threads(unsigned int timeout_usecs)
 	return -EBUSY;
 }
 
-/* For pages that were looked at before: nothing has come about meanwhile by which they are written unseen. */
-static int stop_to_commit(void)
+int pm_stop_to_commit(void)
 {
 	int error = pm_stop_threads(PM_STOP_USECS);
 
@@ -228,7 +227,7 @@ static void commit_stopped(int pagemap, uint32_t n, const struct pm_request *req
 	if (!wanted)
 		return;
 	start = pm_clock_ns(CLOCK_MONOTONIC);
-	error = request->barrier & PM_BARRIER_FREEZE ? stop_to_commit() : -EPERM;
+	error = request->barrier & PM_BARRIER_FREEZE ? pm_stop_to_commit() : -EPERM;
 	for (i = 0; i < n; i++) {
 		if (groups[i].done || groups[i].why || groups[i].barrier != PM_BARRIER_FREEZE)
 			continue;
@@ -241,7 +240,7 @@ static void commit_stopped(int pagemap, uint32_t n, const struct pm_request *req
 			pm_freeze_end();
 			outcome->result.stopped_ns += pm_clock_ns(CLOCK_MONOTONIC) - start;
 			start = pm_clock_ns(CLOCK_MONOTONIC);
-			error = stop_to_commit();
+			error = pm_stop_to_commit();
 		}
 	}
 	if (!error)

@@ -41,6 +41,8 @@ static inline uint64_t pm_clock_ns(clockid_t clock)
 void pm_fail(struct pm_outcome *outcome, uint64_t addr, uint32_t npages, uint32_t why);
 /* Stop the threads, none of them in the middle of a call that changes mappings: 0 or -errno. */
 int pm_stop_threads(unsigned int timeout_usecs);
+/* The same for pages that were looked at before: nothing has come about meanwhile by which they are written unseen. */
+int pm_stop_to_commit(void);
 
 void pm_merge(const struct pm_request *request, struct pm_outcome *outcome);
 void pm_unmerge(const struct pm_range *ranges, uint32_t count, struct pm_outcome *outcome);

@@ -187,7 +187,7 @@ void pm_scatter(int pagemap, struct pm_group *first, uint32_t n, const struct pm
 		return;
 	if (choose(pagemap, first, n, request)) {
 		began = pm_clock_ns(CLOCK_MONOTONIC);
-		if (!pm_stop_threads(PM_STOP_USECS)) {
+		if (!pm_stop_to_commit()) {
 			leave_written(pagemap, first, n);
 			if (pm_views_hold(request) && !pm_refusal_stale())
 				replace(first, n, request);
