@@ -61,7 +61,7 @@ static void *write_always(void *argument)
 		volatile uint64_t *at = &memory[word];
 
 		*at = seed;
-		for (int i = 0; i < 200 && *at == seed; i++)
+		for (uint64_t i = 0; i < (seed >> 20) % 16384 && *at == seed; i++) /* longer than a replacement takes */
 			;
 		if (*at != seed)
 			fail("a write was lost", (long)*at, (long)seed);

@@ -250,3 +250,21 @@ def test_a_program_never_meets_the_agent_s_descriptors(
     assert not hello.flags & wire.HelloFlag.SHARED_TABLE
     assert bool(hello.barriers & wire.Barrier.UFFD) == (barrier == "uffd")
     assert totals["merged"] > 500
+
+
+def test_what_is_sealed_is_merged_without_a_barrier_and_never_while_it_is_written(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    totals, hello = hammer_program(listener, tmp_path, "sealed", "ways", "seal")
+    assert hello.barriers == wire.Barrier.SEALED
+    assert totals["merged"] > 50
+
+
+@pytest.mark.parametrize("barrier", ["uffd", "uffd,freeze", "freeze"])
+@pytest.mark.parametrize("what", ["spawn", "direct"])
+def test_no_write_is_lost_beside_threads_that_can_not_be_stopped_or_read_files_directly(
+    listener: socket.socket, tmp_path: Path, what: str, barrier: str
+) -> None:
+    totals, _ = hammer_program(listener, tmp_path, barrier, "ways", what)
+    if not (what == "direct" and barrier == "uffd"):  # nothing is merged by that barrier then
+        assert totals["merged"] > 100
