@@ -143,6 +143,7 @@ static void *spawn_always(void *argument)
 		}
 		if (child < 0 || waitpid(child, &status, 0) != child || status)
 			fail("a program could not be run", (size_t)status);
+		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL); /* now it can be stopped */
 		atomic_fetch_add(&turns, 1);
 	}
 	return NULL;
