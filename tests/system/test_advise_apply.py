@@ -73,8 +73,11 @@ def test_by_the_kernel_what_was_predicted_is_gained(
     assert applied["passes"] >= 3
     assert applied["saved_pages"] > 0
     assert applied["gained_pages"] == applied["saved_pages"] - applied["saved_before_pages"]
-    if not any("others merge" in note for note in applied["notes"]):
-        assert abs(applied["error_share"]) < 0.1
+    # each has twins in the other alone: half of what is merged is saved, whoever else merges
+    merged = sum(region["merged_pages"] for region in applied["regions"])
+    assert applied["saved_pages"] >= PAGES
+    assert applied["saved_pages"] <= merged
+    assert abs(applied["error_share"]) < 0.25
     assert kernel_ksm.save() == knobs
 
 

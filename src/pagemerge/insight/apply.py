@@ -11,6 +11,7 @@ from pagemerge.errors import NotPermittedError, PagemergeError, ProcessGoneError
 from pagemerge.insight.advise import Advice
 from pagemerge.insight.results import RegionEstimate
 from pagemerge.insight.targets import Targets
+from pagemerge.kernel.frames import count_kept
 from pagemerge.ksm import Ksm, Region
 from pagemerge.memory import Vma, read_maps, read_stat
 from pagemerge.units import PAGE_SIZE
@@ -112,7 +113,7 @@ def apply_advice(
     """
     starttimes = {target.pid: target.starttime for target in targets.items}
     regions = tuple(_applied_region(advised.region) for advised in advice.regions)
-    before = _Measured(ksm, regions)
+    saved_before, _ = _Measured(ksm, regions).count_saved(ksm, regions)
     seen: dict[int, Sequence[Vma] | PagemergeError] = {}
     for region, advised in zip(regions, advice.regions, strict=True):
         if region.pid not in seen:
@@ -144,17 +145,18 @@ def apply_advice(
     )
     if len(done) == len(regions):
         predicted = advice.saved_pages
-    if after.others > 0.02 * max(after.machine, 1):
+    saved, is_exact = after.count_saved(ksm, regions)
+    if not is_exact:
         notes.append(
-            "others merge, too: of the pages kept, the part of these regions is reckoned by their "
-            "part of all merged mappings"
+            "others merge, too, and page frames are told to root alone: of the pages kept, the "
+            "part of these regions is reckoned by their part of all merged mappings"
         )
     return Applied(
         ksm=ksm.implementation,
         regions=regions,
         predicted_pages=predicted,
-        saved_before_pages=before.saved,
-        saved_pages=after.saved if done and run == 1 else None,
+        saved_before_pages=saved_before,
+        saved_pages=saved if done and run == 1 else None,
         passes=passes,
         seconds=seconds,
         is_settled=settled,
@@ -168,9 +170,6 @@ class _Measured:
     Attributes:
         merged: merged pages by (pid, start); a region that can't be read is missing.
         merged_pages: their sum, and zero pages of the processes.
-        machine: merged mappings of all that the implementation serves.
-        others: those of them that are in none of the regions.
-        saved: pages saved by the regions, zero pages of their processes included.
     """
 
     def __init__(self, ksm: Ksm, regions: Sequence[AppliedRegion]) -> None:
@@ -188,14 +187,23 @@ class _Measured:
         for process in ksm.processes():
             if process.pid in pids:
                 zero += process.ksm_zero_pages or 0
+        self._zero = zero
+        self._ours = sum(self.merged.values())
+        self.merged_pages = self._ours + zero
+
+    def count_saved(self, ksm: Ksm, regions: Sequence[AppliedRegion]) -> tuple[int, bool]:
+        """Count the pages saved, zero pages included; and whether that is exact."""
+        if ksm.implementation == "kernel":
+            there = [region for region in regions if self.merged.get((region.pid, region.start))]
+            kept = count_kept([(region.pid, region.start, region.end) for region in there])
+            if kept is not None:
+                return kept.mapped - kept.kept + self._zero, True
         counters = ksm.counters()
         shared, sharing = counters["pages_shared"] or 0, counters["pages_sharing"] or 0
-        self.machine = shared + sharing
-        ours = sum(self.merged.values())
-        self.merged_pages = ours + zero
-        self.others = max(0, self.machine - ours)
-        # which pages the mappings lead to is not told; each mapping counts for the same part
-        self.saved = zero + (round(ours * sharing / self.machine) if self.machine else 0)
+        whole = shared + sharing
+        # which pages the mappings lead to is not told: each mapping counts for the same part
+        saved = round(self._ours * sharing / whole) if whole else 0
+        return saved + self._zero, whole - self._ours <= 0.02 * whole
 
 
 def _applied_region(region: RegionEstimate) -> AppliedRegion:
