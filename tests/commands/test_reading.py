@@ -99,7 +99,7 @@ def test_status_as_json_has_every_knob_and_counter_by_its_name(
     assert status["ksm"] == "engine"
     assert status["pages_to_scan"] == settings.pages_to_scan
     assert (status["pages_sharing"], status["pages_skipped"]) == (9, None)
-    assert status.keys() == {"ksm", "ksmd", *(item.name for item in (*KNOBS, *COUNTERS))}
+    assert status.keys() == {"ksm", "ksmd", "worth", *(item.name for item in (*KNOBS, *COUNTERS))}
     assert status["ksmd"]["cpu_seconds"] == 0.5
 
 

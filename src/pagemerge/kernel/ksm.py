@@ -12,7 +12,7 @@ from pagemerge.kernel.knobs import SYS_KSM, KernelKnobs, read_counters
 from pagemerge.kernel.processes import read_processes, read_regions
 from pagemerge.kernel.requests import advise_region, set_memory_merge
 from pagemerge.ksm import Event, Ksm, LostEvents, Process, Region, Stop
-from pagemerge.memory import PROC, iter_pids, read_stat, read_vmstat
+from pagemerge.memory import PROC, iter_pids, read_comm, read_stat, read_uptime_seconds, read_vmstat
 
 __all__ = ["KernelKsm"]
 
@@ -128,12 +128,15 @@ class KernelKsm(Ksm):
             last = now
 
     def facts(self) -> dict[str, object]:
-        """Say ksmd's pid and CPU seconds, and vmstat's cow_ksm and ksm_swpin_copy."""
+        """Say ksmd's pid and times, and vmstat's cow_ksm and ksm_swpin_copy."""
         facts: dict[str, object] = {}
         pid = self._ksmd()
         if pid is not None:
             facts["pid"] = pid
             facts["cpu_seconds"] = read_stat(pid, self._proc).cpu_seconds
+            uptime = read_uptime_seconds(self._proc)
+            if uptime is not None:
+                facts["uptime_seconds"] = uptime
         vmstat = read_vmstat(self._proc)
         for name in ("cow_ksm", "ksm_swpin_copy"):
             if name in vmstat:
@@ -144,11 +147,18 @@ class KernelKsm(Ksm):
         return self.counters()["full_scans"] or 0
 
     def _ksmd(self) -> int | None:
+        """Find it: a child of kthreadd (2), started with the machine, so that few come before."""
+        try:
+            if read_comm(2, self._proc).strip() != "kthreadd":
+                return None  # a container's /proc shows no kernel threads: don't look through it
+        except ProcessGoneError:
+            pass
         for pid in iter_pids(self._proc):
             try:
-                stat = read_stat(pid, self._proc)
+                if read_comm(pid, self._proc) != "ksmd":
+                    continue
+                if read_stat(pid, self._proc).is_kernel_thread:
+                    return pid
             except ProcessGoneError:
                 continue
-            if stat.comm == "ksmd" and stat.is_kernel_thread:
-                return pid
         return None

@@ -9,6 +9,7 @@ from pagemerge.memory.machine import (
     parse_vmstat,
     read_max_map_count,
     read_meminfo,
+    read_uptime_seconds,
     read_vmstat,
 )
 from pagemerge.memory.maps import Vma, parse_maps, parse_maps_line, read_maps
@@ -66,6 +67,7 @@ __all__ = [
     "read_statm",
     "read_thread_states",
     "read_tree",
+    "read_uptime_seconds",
     "read_vmstat",
     "reading",
 ]

@@ -7,7 +7,14 @@ from pathlib import Path
 from pagemerge.errors import FormatError
 from pagemerge.memory.files import PROC
 
-__all__ = ["parse_meminfo", "parse_vmstat", "read_max_map_count", "read_meminfo", "read_vmstat"]
+__all__ = [
+    "parse_meminfo",
+    "parse_vmstat",
+    "read_max_map_count",
+    "read_meminfo",
+    "read_uptime_seconds",
+    "read_vmstat",
+]
 
 
 def parse_meminfo(text: str, path: str = "meminfo") -> dict[str, int]:
@@ -53,6 +60,14 @@ def read_vmstat(proc: Path = PROC) -> dict[str, int]:
     """Read /proc/vmstat: cow_ksm, ksm_swpin_copy, thp_split_page ..., counts since boot."""
     path = proc / "vmstat"
     return parse_vmstat(path.read_text(), str(path))
+
+
+def read_uptime_seconds(proc: Path = PROC) -> float | None:
+    """Read how long the machine has been running (/proc/uptime); None where it isn't shown."""
+    try:
+        return float((proc / "uptime").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def read_max_map_count(proc: Path = PROC) -> int | None:

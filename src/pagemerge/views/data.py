@@ -40,9 +40,16 @@ def status_data(
     knobs: Mapping[str, KnobValue | None],
     counters: Mapping[str, int | None],
     facts: Mapping[str, object],
+    worth: Mapping[str, int | float | None],
 ) -> dict[str, Any]:
-    """Put knobs and counters side by side under their names, the rest under `ksmd`."""
-    return {"ksm": implementation, **knobs, **counters, "ksmd": dict(facts)}
+    """Put knobs and counters side by side under their names, the rest under `ksmd` and `worth`."""
+    return {
+        "ksm": implementation,
+        **knobs,
+        **counters,
+        "ksmd": dict(facts),
+        "worth": dict(worth),
+    }
 
 
 def process_data(implementation: str, process: Process) -> dict[str, Any]:

@@ -252,8 +252,8 @@ def zero_pages_apart(facts: Facts) -> Finding | None:
     return Finding(
         "zero_pages_apart",
         NOTE,
-        f"{render_bytes(zero * PAGE_SIZE)} are merged as zero pages. They are in ksm_zero_pages and "
-        "the profits, not in pages_shared, pages_sharing, ksm_merging_pages or smaps.",
+        f"{render_bytes(zero * PAGE_SIZE)} are merged as zero pages. They are in ksm_zero_pages "
+        "and the profits, not in pages_shared, pages_sharing, ksm_merging_pages or smaps.",
         _evidence(facts, "use_zero_pages", "ksm_zero_pages", "pages_sharing"),
     )
 
