@@ -7,27 +7,10 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, Final, NoReturn, Protocol
+from importlib import import_module
+from typing import Any, Final, NoReturn
 
 from pagemerge import __version__
-from pagemerge.commands import (
-    advise,
-    completion,
-    daemon,
-    disable,
-    doctor,
-    enable,
-    estimate,
-    manual,
-    ps,
-    regions,
-    run,
-    run_state,
-    status,
-    stop,
-    trace,
-)
-from pagemerge.commands import set as set_knobs
 from pagemerge.errors import CommandError, PagemergeError
 
 __all__ = ["COMMANDS", "Command", "main", "make_parser"]
@@ -36,36 +19,52 @@ INTERRUPTED: Final = 130  # 128 + SIGINT, as a shell has it
 PIPE_CLOSED: Final = 141  # 128 + SIGPIPE
 
 
-class Command(Protocol):
-    """What a command's module has."""
+class Command:
+    """A command, by its module's name; the module is loaded when more than the name is asked for.
 
-    NAME: str
-    HELP: str
+    A module has `NAME`, `HELP`, `add_arguments(parser)` and `run(args)`, which returns the exit
+    status, None for 0; its docstring is the command's description.
+    """
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
+    def __init__(self, module: str) -> None:
+        """Know it by its module; a command is named as its module, with `-` for `_`."""
+        self.NAME = module.replace("_", "-")
+        self._module = module
+
+    @property
+    def module(self) -> Any:
+        """The module."""
+        return import_module(f"pagemerge.commands.{self._module}")
+
+    @property
+    def HELP(self) -> str:  # noqa: N802 - as the modules name it
+        """What it does, in a few words."""
+        text: str = self.module.HELP
+        return text
 
     def run(self, args: argparse.Namespace) -> int | None:
         """Do it; returns the exit status, None for 0."""
+        status: int | None = self.module.run(args)
+        return status
 
 
 COMMANDS: Final[tuple[Command, ...]] = (
-    run,
-    status,
-    doctor,
-    run_state,
-    set_knobs,
-    ps,
-    regions,
-    trace,
-    enable,
-    disable,
-    estimate,
-    advise,
-    daemon,
-    stop,
-    completion,
-    manual,
+    Command("run"),
+    Command("status"),
+    Command("doctor"),
+    Command("run_state"),
+    Command("set"),
+    Command("ps"),
+    Command("regions"),
+    Command("trace"),
+    Command("enable"),
+    Command("disable"),
+    Command("estimate"),
+    Command("advise"),
+    Command("daemon"),
+    Command("stop"),
+    Command("completion"),
+    Command("manual"),
 )
 
 
@@ -76,8 +75,8 @@ class _Parser(argparse.ArgumentParser):
         raise CommandError(message, hint=f"{self.prog} --help")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of all commands; `args.command` is the module chosen."""
+def make_parser(commands: Sequence[Command] = COMMANDS) -> argparse.ArgumentParser:
+    """Make the parser of all commands, or of some; `args.command` is the one chosen."""
     parser = _Parser(
         prog="pagemerge",
         description="Samepage merging for Linux: keep one copy of equal pages of memory.",
@@ -86,15 +85,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pagemerge {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
+    for command in commands:
         subparser = subparsers.add_parser(
             command.NAME,
             help=command.HELP,
-            description=(getattr(command, "__doc__", None) or command.HELP).strip(),
+            description=(command.module.__doc__ or command.HELP).strip(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        command.add_arguments(subparser)
+        command.module.add_arguments(subparser)
         subparser.set_defaults(command=command)
     return parser
 
@@ -106,7 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     gc.set_threshold(100_000)  # a command makes many objects, and hardly any that form rings
     try:
-        args = make_parser().parse_args(argv)
+        argv = sys.argv[1:] if argv is None else argv
+        # a command that is named is all that need be loaded: quick answers
+        named = [command for command in COMMANDS if argv and argv[0] == command.NAME]
+        args = make_parser(named or COMMANDS).parse_args(argv)
         status: int | None = args.command.run(args)
         sys.stdout.flush()
     except PagemergeError as error:

@@ -87,7 +87,8 @@ def iter_worth(implementation: str, worth: Worth) -> Iterator[str]:
         yield "A pass never ends at today's settings."
     else:
         most = "at most " if implementation == "engine" else ""  # what is unchanged is not read
-        text = f"A pass over all pages takes {most}{render_duration(worth['pass_seconds'])} at today's settings"
+        long = render_duration(worth["pass_seconds"])
+        text = f"A pass over all pages takes {most}{long} at today's settings"
         cpu = worth["running_cpu_ratio"]
         yield text + (f", with {cpu:.1%} of a core." if cpu is not None else ".")
     if worth["cpu_ratio"] is not None:
