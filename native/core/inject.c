@@ -166,7 +166,6 @@ static int in_thread(struct pm_job *job)
 
 int pm_inject(pid_t pid, struct pm_call *calls, size_t count, uint64_t *stopped_ns)
 {
-	static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
 	struct pm_job job = {.pid = pid, .calls = calls, .count = count, .stopped_ns = stopped_ns};
 	sigset_t all, old;
 	int err;
@@ -174,11 +173,9 @@ int pm_inject(pid_t pid, struct pm_call *calls, size_t count, uint64_t *stopped_
 	*stopped_ns = 0;
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old); /* inherited by the tracer */
-	pthread_mutex_lock(&one);
 	err = in_process(&job);
 	if (err == -EPERM)
 		err = in_thread(&job);
-	pthread_mutex_unlock(&one);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	return err;
 }

@@ -8,13 +8,14 @@
 #include <errno.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <stdlib.h>
 #include <string.h>
 
 #ifndef SECCOMP_RET_ACTION_FULL
 #define SECCOMP_RET_ACTION_FULL 0xffff0000u
 #endif
 
-enum { GET_FILTER = 0x420c, STEPS_MAX = BPF_MAXINSNS };
+enum { GET_FILTER = 0x420c };
 
 struct machine {
 	uint32_t a, x, memory[BPF_MEMWORDS];
@@ -97,21 +98,34 @@ static uint32_t run(const struct sock_filter *code, size_t count, const struct s
 	return 0; /* SECCOMP_RET_KILL */
 }
 
+/* What filter i says: 0 when it can't be read, and *last when there is none. */
+static uint32_t run_filter(pid_t tid, uintptr_t i, const struct seccomp_data *data, bool *last)
+{
+	long count = ptrace((enum __ptrace_request)GET_FILTER, tid, i, NULL);
+	struct sock_filter *code;
+	uint32_t action = 0;
+
+	*last = count < 0 && errno == ENOENT && i > 0;
+	if (count <= 0)
+		return 0;
+	code = calloc((size_t)count, sizeof(*code));
+	if (code && ptrace((enum __ptrace_request)GET_FILTER, tid, i, code) == count)
+		action = run(code, (size_t)count, data) & SECCOMP_RET_ACTION_FULL;
+	free(code);
+	return action;
+}
+
 bool pm_filters_allow(pid_t tid, long number, uint64_t ip, const uint64_t args[6])
 {
-	static struct sock_filter code[STEPS_MAX]; /* one tracer at a time; see pm_inject() */
 	struct seccomp_data data = {.nr = (int)number, .arch = pm_arch_audit, .instruction_pointer = ip};
+	bool last = false;
 
 	memcpy(data.args, args, sizeof(data.args));
 	for (uintptr_t i = 0;; i++) {
-		long count = ptrace((enum __ptrace_request)GET_FILTER, tid, i, NULL);
-		uint32_t action;
+		uint32_t action = run_filter(tid, i, &data, &last);
 
-		if (count < 0)
-			return errno == ENOENT && i > 0; /* past the last; anything else: they can't be read */
-		if (count > STEPS_MAX || ptrace((enum __ptrace_request)GET_FILTER, tid, i, code) != count)
-			return false;
-		action = run(code, (size_t)count, &data) & SECCOMP_RET_ACTION_FULL;
+		if (last)
+			return true;
 		if (action != SECCOMP_RET_ALLOW && action != SECCOMP_RET_LOG)
 			return false;
 	}
