@@ -16,6 +16,7 @@ from pagemerge.memory import (
     read_process_text,
     read_stat,
     read_statm,
+    read_thread_states,
     read_tree,
 )
 from tests.support.processes import Child
@@ -89,3 +90,15 @@ def test_what_is_not_permitted_says_what_would_permit_it(tmp_path: Path) -> None
     with pytest.raises(NotPermittedError, match="17/maps") as caught:
         read_process_text(17, "maps", tmp_path)
     assert "root" in str(caught.value.hint)
+
+
+def test_the_state_of_each_thread_is_read(tmp_path: Path) -> None:
+    root = machine(tmp_path, {7: 1})
+    for tid in (7, 8):
+        (root / "7" / "task" / str(tid)).mkdir(parents=True)
+        (root / "7" / "task" / str(tid) / "stat").write_text(stat_line(tid, 1, comm="a) Z ("))
+    (root / "7" / "task" / "9").mkdir()  # has just ended
+    assert read_thread_states(7, root) == ["S", "S"]
+    with pytest.raises(ProcessGoneError):
+        read_thread_states(8, root)
+    assert "R" in read_thread_states(os.getpid())
