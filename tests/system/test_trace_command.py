@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.engine import EngineDaemon
+from tests.support.environment import require
 from tests.support.kernel_ksm import KernelKsmControl
 from tests.support.processes import Child
 from tests.support.tracefs import mounted_tracefs
@@ -103,6 +104,13 @@ def check_perfetto(path: Path, pids: set[int]) -> None:
 
 
 @pytest.fixture
+def tracefs() -> Iterator[Path]:
+    with mounted_tracefs() as path:
+        require((path / "events/ksm").is_dir(), "trace events of KSM (Linux 6.4)")
+        yield path
+
+
+@pytest.fixture
 def twins(engine_daemon: EngineDaemon) -> Iterator[list[Child]]:
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(holder(agent_env(engine_daemon.runtime))) for _ in range(2)]
@@ -133,12 +141,11 @@ def test_the_engines_events_come_as_lines_summary_and_perfetto(
 
 @pytest.mark.ksm
 def test_the_kernels_events_come_as_lines_summary_and_perfetto(
-    kernel_ksm: KernelKsmControl, tmp_path: Path
+    kernel_ksm: KernelKsmControl, tracefs: Path, tmp_path: Path
 ) -> None:
     kernel_ksm.write("pages_to_scan", 1000)
     kernel_ksm.write("sleep_millisecs", 1)
     with (
-        mounted_tracefs() as tracefs,
         holder({}) as one,
         holder({}) as two,
         traced(tmp_path, "--ksm", "kernel", "--json") as trace,
@@ -160,11 +167,10 @@ def test_the_kernels_events_come_as_lines_summary_and_perfetto(
 
 @pytest.mark.ksm
 def test_a_perfetto_file_is_whole_after_a_kill(
-    kernel_ksm: KernelKsmControl, tmp_path: Path
+    kernel_ksm: KernelKsmControl, tracefs: Path, tmp_path: Path
 ) -> None:
     kernel_ksm.write("sleep_millisecs", 1)
     with (
-        mounted_tracefs() as tracefs,
         holder({}) as child,
         traced(tmp_path, "--ksm", "kernel", "--json") as trace,
     ):

@@ -33,6 +33,7 @@ NOBODY = 65534
 @pytest.fixture
 def tracefs() -> Iterator[Path]:
     with mounted_tracefs() as path:
+        require((path / "events/ksm").is_dir(), "trace events of KSM (Linux 6.4)")
         yield path
 
 

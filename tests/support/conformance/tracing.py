@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from pagemerge.engine.client import ControlConnection
 from tests.support.conformance.worlds import EngineWorld, KernelWorld, World
+from tests.support.tracefs import mounted_tracefs
 
 __all__ = ["TraceEvent", "Tracer", "trace"]
 
@@ -104,12 +105,12 @@ def trace(world: World) -> Iterator[Tracer]:
             yield tracer
         return
     assert isinstance(world, KernelWorld)
-    tracing = Path("/sys/kernel/tracing")
-    world.needs((tracing / "events/ksm").is_dir(), "trace events of KSM in tracefs", "6.4")
-    folder = tracing / "instances" / f"pagemerge-test-{os.getpid()}"
-    folder.mkdir()
-    try:
-        (folder / "events/ksm/enable").write_text("1")
-        yield _KernelTracer(folder)
-    finally:
-        folder.rmdir()
+    with mounted_tracefs() as tracing:
+        world.needs((tracing / "events/ksm").is_dir(), "trace events of KSM in tracefs", "6.4")
+        folder = tracing / "instances" / f"pagemerge-test-{os.getpid()}"
+        folder.mkdir()
+        try:
+            (folder / "events/ksm/enable").write_text("1")
+            yield _KernelTracer(folder)
+        finally:
+            folder.rmdir()
