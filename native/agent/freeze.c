@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <ucontext.h>
 
@@ -213,7 +214,7 @@ static bool is_dead(int tid)
 }
 
 struct chase {
-	int self, missing;
+	int self, missing, listed;
 	uint32_t number, before; /* arrived before the list was read */
 	bool look_closely;
 };
@@ -223,7 +224,10 @@ static int chase_one(const char *name, void *context)
 	struct chase *chase = context;
 	int tid = atoi(name);
 
-	if (tid <= 0 || tid == chase->self || is_parked(tid, chase->number, chase->before) ||
+	if (tid <= 0)
+		return 0;
+	chase->listed++;
+	if (tid == chase->self || is_parked(tid, chase->number, chase->before) ||
 	    (chase->look_closely && is_dead(tid)))
 		return 0;
 	chase->missing++;
@@ -233,14 +237,22 @@ static int chase_one(const char *name, void *context)
 /*
  * Signal every thread that has not arrived; the number of those still missing, or -errno.  Arrived means: before the list was read.  One that arrives
  * while it is read may have made a thread just before, which is not in it.
+ *
+ * And the kernel ends the list early, without a word, where it comes upon a thread that is just exiting.  So there must be as many names as there are threads, which
+ * the folder's count of links tells: those that have arrived make no more of them.
  */
 static int chase_all(int dir, int self, uint32_t number, bool look_closely)
 {
 	struct chase chase = { .self = self, .number = number, .look_closely = look_closely,
 			       .before = (uint32_t)atomic_load(&arrivals) };
 	int error = pm_dir_each(dir, chase_one, &chase);
+	struct stat status;
 
-	return error ? error : chase.missing;
+	if (error || chase.missing)
+		return error ? error : chase.missing;
+	if (fstat(dir, &status))
+		return -errno;
+	return (long)status.st_nlink != 2 + chase.listed;
 }
 
 static uint64_t now_usecs(void)

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-enum { MAKERS = 4, WRITERS = 3, STOPS = 400 };
+enum { MAKERS = 4, WRITERS = 3, CHAINS = 24, STOPS = 400 };
 
 #define CHECK(condition)                                                            \
 	do {                                                                        \
@@ -24,6 +24,8 @@ enum { MAKERS = 4, WRITERS = 3, STOPS = 400 };
 
 static _Atomic uint64_t moves;
 static atomic_bool over;
+static atomic_int chained;
+static pthread_attr_t alone;
 
 static void *be_short(void *unused)
 {
@@ -44,6 +46,23 @@ static void *make_threads(void *unused)
 	return unused;
 }
 
+/*
+ * Each thread makes the next one and ends.  So the list of threads changes at its front and at its end while it is read: one that arrives just then may have
+ * made another that this reading does not show.
+ */
+static void *be_a_link(void *unused)
+{
+	pthread_t next;
+
+	atomic_fetch_add_explicit(&moves, 1, memory_order_relaxed);
+	if (atomic_load(&over) || pthread_create(&next, &alone, be_a_link, NULL)) {
+		atomic_fetch_sub(&chained, 1);
+		return unused;
+	}
+	atomic_fetch_add_explicit(&moves, 1, memory_order_relaxed);
+	return unused;
+}
+
 static void *write_always(void *unused)
 {
 	sigset_t everything;
@@ -57,8 +76,16 @@ static void *write_always(void *unused)
 
 int main(void)
 {
-	pthread_t threads[MAKERS + WRITERS];
+	pthread_t threads[MAKERS + WRITERS], link;
 	int stops = 0, late = 0;
+
+	pthread_attr_init(&alone);
+	pthread_attr_setdetachstate(&alone, PTHREAD_CREATE_DETACHED);
+	pthread_attr_setstacksize(&alone, 65536);
+	for (int i = 0; i < CHAINS; i++) {
+		atomic_fetch_add(&chained, 1);
+		CHECK(pthread_create(&link, &alone, be_a_link, NULL) == 0);
+	}
 
 	for (int i = 0; i < MAKERS + WRITERS; i++)
 		CHECK(pthread_create(&threads[i], NULL, i < MAKERS ? make_threads : write_always, NULL) == 0);
@@ -82,6 +109,8 @@ int main(void)
 	atomic_store(&over, true);
 	for (int i = 0; i < MAKERS + WRITERS; i++)
 		CHECK(pthread_join(threads[i], NULL) == 0);
+	while (atomic_load(&chained))
+		sched_yield();
 	printf("%d stops, %d too late\n", stops, late);
 	return 0;
 }
