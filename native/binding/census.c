@@ -166,7 +166,7 @@ static PyObject *totals_to_dict(const struct pm_census_totals *t)
 		{ "sharing", t->sharing }, { "unshared", t->unshared }, { "aliases", t->aliases },
 		{ "merging", t->merging }, { "frames_saved", t->frames_saved }, { "within", t->within },
 		{ "between", t->between }, { "chains", t->chains }, { "dups", t->dups }, { "already", t->already },
-		{ "zero", t->zero }, { "zero_frames", t->zero_frames }, { "zero_spaces", t->zero_spaces },
+		{ "zero", t->zero }, { "zero_frames", t->zero_frames }, { "zero_spaces", t->zero_spaces }, { "zero_huge", t->zero_huge },
 	};
 	const struct {
 		const char *name;

@@ -33,6 +33,7 @@ struct pm_census_space_info {
 struct pm_census_region_info {
 	uint64_t present;  /* eligible pages that were read */
 	uint64_t zero;	   /* of these all zero */
+	uint64_t zero_huge; /* of these in a huge mapping */
 	uint64_t huge;	   /* of these part of a huge mapping */
 	uint64_t lost;	   /* gone between pagemap and reading */
 	uint64_t held;	   /* records kept (sampled) */
@@ -58,7 +59,7 @@ struct pm_census_totals {
 	/* sums of squares over the contents that were sampled, for variances; those that were counted have none */
 	double shared2, sharing2, unshared2, frames_saved2, within2, between2, merging2, volatile2, distinct2;
 	/* the same as the above for the content "all zero", which is never sampled but counted */
-	uint64_t zero, zero_frames, zero_spaces;
+	uint64_t zero, zero_frames, zero_spaces, zero_huge;
 };
 
 struct pm_census_top {

@@ -329,6 +329,7 @@ static void count_zero(struct pm_census *c, struct pm_census_totals *t)
 					pm_heavy_find(c, c->hash[i])->volatile_++;
 				if (c->pos[i] & PM_REC_ZERO) {
 					info->zero--;
+					info->zero_huge -= !!(c->pos[i] & PM_REC_HUGE);
 					aliases += !(c->pos[i] & PM_REC_ALIAS);
 				}
 			}
@@ -341,6 +342,7 @@ static void count_zero(struct pm_census *c, struct pm_census_totals *t)
 			continue;
 		t->held += r->info.held;
 		t->zero += r->info.zero;
+		t->zero_huge += r->info.zero_huge;
 		if (r->info.zero && r->space != space) {
 			t->zero_spaces++;
 			space = r->space;

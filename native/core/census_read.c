@@ -58,6 +58,7 @@ static bool is_kept(struct pm_reader *rd, const struct pm_region *r, uint64_t ha
 
 	if (hash == c->zero_hash) {
 		rd->info.zero++;
+		rd->info.zero_huge += !!(*flag & PM_REC_HUGE);
 		rd->zero_frames += !(*flag & PM_REC_ALIAS);
 		*flag |= PM_REC_ZERO;
 		return c->sample == 1; /* counted, all of them, rather than sampled */
@@ -212,6 +213,7 @@ static int put_records(struct pm_reader *rd, const struct pm_window *w)
 	if (!error) {
 		info->present += rd->info.present;
 		info->zero += rd->info.zero;
+		info->zero_huge += rd->info.zero_huge;
 		info->huge += rd->info.huge;
 		info->lost += rd->info.lost;
 		info->held += rd->count;

@@ -313,3 +313,34 @@ def test_looking_changes_nothing_of_what_fork_left_shared() -> None:
             os.close(read)
             os.close(write)
     assert all(now - was < PAGES * 4096 / 10 for was, now in zip(before, after, strict=True))
+
+
+@pytest.mark.ksm
+@pytest.mark.parametrize("use_zero_pages", [0, 1])
+def test_zero_pages_of_huge_pages_are_predicted_as_the_kernel_counts_them(
+    kernel_ksm: KernelKsmControl, use_zero_pages: int
+) -> None:
+    """Splitting maps them to the zero page since Linux 6.12, and no counter shows it."""
+    enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    require(enabled.exists() and "[never]" not in enabled.read_text(), "transparent huge pages")
+    kernel_ksm.write("use_zero_pages", use_zero_pages)
+    kernel_ksm.write("pages_to_scan", 100_000)
+    kernel_ksm.write("sleep_millisecs", 1)
+    source = (
+        "import mmap, random, sys\n"
+        "m = mmap.mmap(-1, 10 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+        "m.madvise(14); m.madvise(12)\n"
+        "r = random.Random(5)\n"
+        "m[:] = b''.join(r.randbytes(4096) if i % 2 else bytes(4096) for i in range(2560))\n"
+        "print('up', flush=True); sys.stdin.read()\n"
+    )
+    with Child(source) as one, Child(source) as two:
+        assert one.read_line() == two.read_line() == "up"
+        result = look(one, two, use_zero_pages=use_zero_pages)
+        require(result.huge_pages, "a huge page to be had")
+        kernel_ksm.write("run", 1)
+        kernel_ksm.wait_passes(4)
+        reached = kernel_ksm.counters()
+    assert result.zero_pages == 2560
+    for name in ("pages_shared", "pages_sharing", "ksm_zero_pages"):
+        assert reached[name] == getattr(result, name), name

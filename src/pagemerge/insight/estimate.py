@@ -29,7 +29,7 @@ from pagemerge.insight.results import (
     ZeroVariant,
 )
 from pagemerge.insight.targets import Targets
-from pagemerge.memory import read_max_map_count
+from pagemerge.memory import read_max_map_count, splitting_frees_zero_pages
 from pagemerge.units import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ _MAPPINGS: Final = 16  # rows of the matrix by mapping name, of which there are 
 _Z95: Final = 1.959964
 
 _REGION_FIELDS: Final = (
-    *((name, "u8") for name in ("present", "zero", "huge", "lost", "held", "volatile")),
+    *((name, "u8") for name in ("present", "zero", "zero_huge", "huge", "lost", "held")),
+    ("volatile", "u8"),
     ("merging", "u8"),
     ("saved", "f8"),
     *((name, "u8") for name in ("runs", "vmas", "split_huge")),
@@ -177,13 +178,14 @@ def summarize(reading: Reading) -> Estimate:
         [(np.array(party, np.uint32).tobytes(), len(labels)) for _, labels, party in plans],
         options.top,
     )
+    split = _take_split_zero(totals, options)
     runs, run_pages, _, bins = reading.census.runs(options.gap_pages)
     table = np.frombuffer(reading.census.regions(), np.dtype(list(_REGION_FIELDS)))
     n = options.sample
     regions = _regions(reading, table)
     processes = _processes(reading, table)
     present = sum(process.present_pages for process in processes)
-    with_zero, without_zero = (_variant(totals, present, options, use) for use in (1, 0))
+    with_zero, without_zero = (_variant(totals, present - split, options, use) for use in (1, 0))
     chosen = with_zero if options.use_zero_pages else without_zero
     zero_left = 0 if options.use_zero_pages else totals["zero"] - sum(_zero_sums(totals, options))
     zero_chain = chosen.pages_shared - totals["shared"]
@@ -192,8 +194,14 @@ def summarize(reading: Reading) -> Estimate:
         "pages_sharing": ("sharing", chosen.pages_sharing),
         "pages_unshared": ("unshared", totals["unshared"] + zero_left),
         "pages_volatile": ("volatile", totals["volatile"] + totals["aliases"]),
-        "frames_saved": ("frames_saved", totals["frames_saved"] + _zero_saved(totals, options)),
-        "within_pages": ("within", totals["within"] + totals["zero"] - totals["zero_spaces"]),
+        "frames_saved": (
+            "frames_saved",
+            totals["frames_saved"] + _zero_saved(totals, options) + split,
+        ),
+        "within_pages": (
+            "within",
+            totals["within"] + totals["zero"] + split - totals["zero_spaces"],
+        ),
         "between_pages": ("between", totals["between"] + max(0, totals["zero_spaces"] - 1)),
         "distinct_contents": ("distinct", totals["distinct"]),
     }
@@ -206,9 +214,10 @@ def summarize(reading: Reading) -> Estimate:
         general_profit=chosen.general_profit,
         use_zero_pages=options.use_zero_pages,
         max_page_sharing=options.max_page_sharing,
-        rmap_items=present - (totals["zero"] if options.use_zero_pages else 0),
+        rmap_items=present - split - (totals["zero"] if options.use_zero_pages else 0),
         present_pages=present,
-        zero_pages=totals["zero"],
+        zero_pages=totals["zero"] + split,
+        split_zero_pages=split,
         already_pages=totals["already"],
         huge_pages=sum(process.huge_pages for process in processes),
         split_huge_pages=sum(process.split_huge_pages for process in processes),
@@ -259,6 +268,22 @@ def summarize(reading: Reading) -> Estimate:
         names=_names(regions),
         notes=(*reading.notes, *_notes(reading, processes)),
     )
+
+
+def _take_split_zero(totals: dict[str, Any], options: EstimateOptions) -> int:
+    """Take the zero pages of huge pages out of the totals, where splitting frees them uncounted.
+
+    mm/huge_memory.c, Linux 6.12: what splitting finds all zero is mapped to the shared zero page,
+    before ksmd comes to it; no counter of KSM shows these.
+    """
+    if not splitting_frees_zero_pages() or (
+        totals["zero_frames"] < 2 and not options.use_zero_pages
+    ):
+        return 0
+    split: int = totals["zero_huge"]
+    totals["zero"] -= split
+    totals["zero_frames"] = min(totals["zero"], max(0, totals["zero_frames"] - split))
+    return split
 
 
 def _zero_sums(totals: dict[str, Any], options: EstimateOptions) -> tuple[int, int]:

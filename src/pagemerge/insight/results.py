@@ -136,6 +136,7 @@ class Estimate:
         rmap_items: pages that ksmd would keep a record of (64 bytes each).
         present_pages: eligible pages that were read.
         zero_pages: of these all zero.
+        split_zero_pages: of these in huge pages; splitting frees them, and no counter shows it.
         distinct_contents: apart from zero.
         frames_saved: frames that come free; fewer than pages_sharing where fork shares some.
         within_pages: duplicates of a page of the same process; between_pages: of another one's.
@@ -163,6 +164,7 @@ class Estimate:
     rmap_items: int
     present_pages: int
     zero_pages: int
+    split_zero_pages: int
     distinct_contents: int
     frames_saved: int
     within_pages: int

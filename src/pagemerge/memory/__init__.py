@@ -11,6 +11,7 @@ from pagemerge.memory.machine import (
     read_meminfo,
     read_uptime_seconds,
     read_vmstat,
+    splitting_frees_zero_pages,
 )
 from pagemerge.memory.maps import Vma, parse_maps, parse_maps_line, read_maps
 from pagemerge.memory.processes import (
@@ -70,4 +71,5 @@ __all__ = [
     "read_uptime_seconds",
     "read_vmstat",
     "reading",
+    "splitting_frees_zero_pages",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from pagemerge.errors import FormatError
 from pagemerge.memory.files import PROC
@@ -14,7 +15,10 @@ __all__ = [
     "read_meminfo",
     "read_uptime_seconds",
     "read_vmstat",
+    "splitting_frees_zero_pages",
 ]
+
+_HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage")
 
 
 def parse_meminfo(text: str, path: str = "meminfo") -> dict[str, int]:
@@ -76,3 +80,11 @@ def read_max_map_count(proc: Path = PROC) -> int | None:
         return int((proc / "sys/vm/max_map_count").read_text())
     except (OSError, ValueError):
         return None
+
+
+def splitting_frees_zero_pages(folder: Path = _HUGE_PAGES) -> bool:
+    """Tell whether the kernel maps zero pages that it finds in splitting to the shared zero page.
+
+    mm/huge_memory.c: it does since it has `shrink_underused`, which came with it (Linux 6.12).
+    """
+    return (folder / "shrink_underused").exists()

@@ -75,6 +75,9 @@ def _totals(e: Estimate, saved: int) -> list[tuple[str, str, str, str]]:
         ("in huge pages", e.huge_pages, f"{e.split_huge_pages} huge pages would be split"),
         ("all zero", e.zero_pages, "whatever use_zero_pages is"),
     ]
+    if e.split_zero_pages:
+        meaning = "freed by splitting huge pages, in no counter of ksmd"
+        rows.append(("... in huge pages", e.split_zero_pages, meaning))
     if e.already_pages:
         rows.append(("merged already", e.already_pages, "by the kernel's KSM"))
     shown = [
