@@ -247,9 +247,10 @@ class Phase:
     p99: float
     longest: float
     switched: int = 0
-    stop_p50: float = 0.0
-    stop_p99: float = 0.0
-    stop_longest: float = 0.0
+    on_p50: float = 0.0
+    on_p99: float = 0.0
+    off_p50: float = 0.0
+    off_p99: float = 0.0
     merging_pages: int = 0
 
 
@@ -257,7 +258,8 @@ class Phase:
 class Switched:
     """What switching did: seconds of each stop, and the most pages that were merged between."""
 
-    stops: list[float] = field(default_factory=list)
+    on: list[float] = field(default_factory=list)
+    off: list[float] = field(default_factory=list)
     merging_pages: int = 0
 
 
@@ -269,7 +271,8 @@ def switch_often(pid: int, rounds: int, pause: float) -> Switched:
             merging = 0
             for each in read_tree([pid]):
                 with contextlib.suppress(ProcessGoneError):  # one of short life
-                    done.stops.append(set_memory_merge(each, on=on).stopped_seconds)
+                    stopped = set_memory_merge(each, on=on).stopped_seconds
+                    (done.on if on else done.off).append(stopped)
             time.sleep(pause)
             for each in read_tree([pid]):
                 with contextlib.suppress(ProcessGoneError):
@@ -303,7 +306,7 @@ def measure(server: Server, rounds: int, rate: float, ksm: KernelKsmControl) -> 
 
 
 def _phase(what: str, loaded: Loaded, done: Switched) -> Phase:
-    stopped = Loaded(done.stops)
+    on, off = Loaded(done.on), Loaded(done.off)
     return Phase(
         what,
         len(loaded.latencies),
@@ -311,10 +314,11 @@ def _phase(what: str, loaded: Loaded, done: Switched) -> Phase:
         loaded.quantile(0.5),
         loaded.quantile(0.99),
         loaded.quantile(1),
-        len(done.stops),
-        stopped.quantile(0.5),
-        stopped.quantile(0.99),
-        stopped.quantile(1),
+        len(done.on) + len(done.off),
+        on.quantile(0.5),
+        on.quantile(0.99),
+        off.quantile(0.5),
+        off.quantile(0.99),
         done.merging_pages,
     )
 
@@ -323,8 +327,8 @@ def render_table(results: dict[str, list[Phase]]) -> str:
     """Write the results as a table in Markdown."""
     lines = [
         "| server | | requests | failed | latency p50 | p99 | longest | calls injected | "
-        "stop p50 | p99 | longest | ksm_merging_pages, up to |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "on: stop p50 | p99 | off: stop p50 | p99 | ksm_merging_pages, up to |",
+        "| --- | --- " + "| ---: " * 11 + "|",
     ]
 
     def ms(seconds: float) -> str:
@@ -334,7 +338,7 @@ def render_table(results: dict[str, list[Phase]]) -> str:
         for phase in phases:
             stops = " | ".join(
                 ms(value) if phase.switched else "-"
-                for value in (phase.stop_p50, phase.stop_p99, phase.stop_longest)
+                for value in (phase.on_p50, phase.on_p99, phase.off_p50, phase.off_p99)
             )
             lines.append(
                 f"| {name} | {phase.what} | {phase.requests:,} | {len(phase.failures)} | "

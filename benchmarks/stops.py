@@ -34,7 +34,8 @@ class Row:
     """Seconds, in each round."""
 
     what: str
-    stops: Loaded = field(default_factory=Loaded)
+    on: Loaded = field(default_factory=Loaded)
+    off: Loaded = field(default_factory=Loaded)
     gaps: Loaded = field(default_factory=Loaded)
     gaps_without: Loaded = field(default_factory=Loaded)
 
@@ -47,11 +48,11 @@ def measure(what: str, program: Path, rounds: int) -> Row:
         child.read_line()
         for turn in range(rounds):
             child.ask("")
-            row.stops.latencies.append(
-                set_memory_merge(child.pid, on=turn % 2 == 0).stopped_seconds
-            )
+            on = turn % 2 == 0
+            stopped = set_memory_merge(child.pid, on=on).stopped_seconds
+            (row.on if on else row.off).latencies.append(stopped)
             gap = int(child.ask("")) / 1e9
-            time.sleep(row.stops.latencies[-1])
+            time.sleep(stopped)
             gap_without = int(child.ask("")) / 1e9
             if busy:
                 row.gaps.latencies.append(gap)
@@ -66,15 +67,14 @@ def render_table(rows: list[Row]) -> str:
         return f"{values.quantile(share) * 1e6:,.0f} µs" if values.latencies else "-"
 
     lines = [
-        "| process | stopped at most: p50 | p99 | longest | its busy thread's gap: p50 | p99 | "
-        "without a call: p50 | p99 |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| process | on, stopped at most: p50 | p99 | longest | off: p50 | p99 | longest | "
+        "its busy thread's gap: p50 | p99 | without a call: p50 | p99 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
         cells = [
-            us(row.stops, 0.5),
-            us(row.stops, 0.99),
-            us(row.stops, 1),
+            *(us(row.on, share) for share in (0.5, 0.99, 1)),
+            *(us(row.off, share) for share in (0.5, 0.99, 1)),
             us(row.gaps, 0.5),
             us(row.gaps, 0.99),
             us(row.gaps_without, 0.5),
