@@ -326,6 +326,7 @@ def _regions(reading: Reading, table: npt.NDArray[Any]) -> list[RegionEstimate]:
     return [
         RegionEstimate(
             pid=space.target.pid,
+            command=space.target.command,
             start=region.start,
             end=region.end,
             perms=region.perms,

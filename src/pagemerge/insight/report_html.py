@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from pagemerge.insight.plots import bars, columns, heat_map, treemap
-from pagemerge.insight.results import Estimate, Matrix
+from pagemerge.insight.results import Estimate, Matrix, ProcessEstimate, RegionEstimate
 from pagemerge.units import (
     pages_to_bytes,
     render_bytes,
@@ -24,9 +24,9 @@ _ROWS: Final = 200  # of a table: more are in the JSON
 
 _STYLE: Final = """
 :root { --ink:#1c2430; --dim:#5d6b7d; --line:#dde3ea; --paper:#fff; --back:#f4f6f9; --hue:#2463c4; --zero:#c98a1b;
-  --huge:#8a4fbf; --heat:36,99,196; }
+  --huge:#8a4fbf; --heat:36,99,196; --on:#fff; }
 @media (prefers-color-scheme: dark) { :root { --ink:#e4e9f0; --dim:#98a5b6; --line:#333d4a; --paper:#1b222c;
-  --back:#12171e; --hue:#6da2f0; --zero:#e0ae55; --huge:#bd92e6; --heat:109,162,240; } }
+  --back:#12171e; --hue:#6da2f0; --zero:#e0ae55; --huge:#bd92e6; --heat:109,162,240; --on:#0d1420; } }
 * { box-sizing:border-box }
 body { margin:0; background:var(--back); color:var(--ink); font:15px/1.5 system-ui,sans-serif }
 main { max-width:1180px; margin:0 auto; padding:28px 20px 60px }
@@ -42,9 +42,12 @@ th { text-align:right; color:var(--dim); font-weight:600; border-bottom:1px soli
 td { text-align:right; padding:4px 10px 4px 0; border-bottom:1px solid var(--line); white-space:nowrap }
 th.l, td.l { text-align:left } td.w { white-space:normal; overflow-wrap:anywhere }
 svg { display:block; max-width:100%; height:auto; font:12px system-ui,sans-serif } svg text { fill:var(--ink) }
-svg text.dim { fill:var(--dim) } svg text.on { fill:#fff } svg .grid { stroke:var(--line) }
+svg text.dim { fill:var(--dim) } svg text.on { fill:var(--on) } svg .grid { stroke:var(--line) }
 .note { color:var(--dim); margin:4px 0 } code { font:13px ui-monospace,monospace }
 .swatch { display:inline-block; width:11px; height:11px; border-radius:2px; margin:0 5px 0 14px; vertical-align:-1px }
+td.l { min-width:9em }
+@media (max-width:700px) { svg { max-width:none; min-width:640px } section { padding:14px } main { padding:20px 10px 40px }
+  .cards { grid-template-columns:repeat(2,1fr); gap:8px } .card { padding:10px 12px } .card b { font-size:18px } }
 @media print { body { background:none } section { border-color:#bbb } }
 """
 
@@ -90,6 +93,10 @@ def _text(value: object) -> str:
 
 def _bytes(pages: float) -> str:
     return render_bytes(pages_to_bytes(round(pages)))
+
+
+def _target(row: ProcessEstimate | RegionEstimate) -> str:
+    return f"{row.command}[{row.pid}]" if row.pid else row.command
 
 
 def _section(title: str, intro: str, body: str) -> str:
@@ -148,14 +155,13 @@ def _region_legend() -> str:
 
 
 def _tiles(e: Estimate) -> list[tuple[str, str, float, str]]:
-    commands = {process.pid: process.command for process in e.processes}
     rows = sorted(e.regions, key=lambda r: -(r.saved_pages + r.zero_pages))
     tiles = []
     for region in rows[:120]:
         size = region.saved_pages + region.zero_pages
         if size < 1:
             break
-        name = f"{commands.get(region.pid, '')}[{region.pid}] {region.name or '[anon]'}"
+        name = f"{_target(region)} {region.name or '[anon]'}"
         where = f"{name}\n{region.start:x}-{region.end:x} {region.perms}\nsaves {_bytes(size)}"
         colour = "var(--zero)" if region.zero_pages > region.saved_pages else "var(--hue)"
         tiles.append((name, where, size, colour))
@@ -197,7 +203,7 @@ def _processes_section(e: Estimate) -> str:
         ),
         (
             (
-                f"{p.command}[{p.pid}]" if p.pid else p.command,
+                _target(p),
                 p.user,
                 _bytes(p.present_pages),
                 _bytes(p.saved_pages),
@@ -235,10 +241,10 @@ def _regions_section(e: Estimate) -> str:
     )
     shown = [r for r in rows if r.saved_pages or r.zero_pages][:_ROWS]
     body = _table(
-        ("pid", "-region", "-perms", "present", "saves", "zero", "runs", "-marked", "-mapping"),
+        ("-target", "-region", "-perms", "present", "saves", "zero", "runs", "-marked", "-mapping"),
         (
             (
-                str(r.pid),
+                _target(r),
                 f"{r.start:x}-{r.end:x}",
                 r.perms,
                 _bytes(r.present_pages),

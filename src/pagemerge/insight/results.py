@@ -65,9 +65,13 @@ class ProcessEstimate:
 
 @dataclass(frozen=True, slots=True)
 class RegionEstimate:
-    """One region; as `ProcessEstimate`, and `mergeable`: whether ksmd looks at it already."""
+    """One region; as `ProcessEstimate`, and `mergeable`: whether ksmd looks at it already.
+
+    `command` is the process's or the file's name: files have no number.
+    """
 
     pid: int
+    command: str
     start: int
     end: int
     perms: str

@@ -166,7 +166,7 @@ def _regions(estimate: Estimate, top: int) -> list[tuple[str, ...]]:
             _pages(r.zero_pages),
             _pages(r.saved_pages),
             render_count(r.runs),
-            f"{r.pid} {r.start:x}-{r.end:x} {r.perms} {r.name or '[anon]'}",
+            f"{r.pid or r.command} {r.start:x}-{r.end:x} {r.perms} {r.name or '[anon]'}",
         )
         for r in rows[:top]
         if r.saved_pages or r.zero_pages

@@ -211,6 +211,16 @@ def test_the_report_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     assert page.count("<svg") >= 4
 
 
+def test_the_report_names_each_file_at_its_regions(tmp_path: Path) -> None:
+    paths = [write_image(tmp_path / name, range(1, 50)) for name in ("one.raw", "two.raw")]
+    result = estimate(find_targets(files=paths))
+    assert {region.command for region in result.regions} == {"one.raw", "two.raw"}
+    page = render_report(result)
+    for path in paths:
+        assert f">{path.name} [image]<" in page  # on a tile
+        assert page.count(f'<td class="l w">{path.name}</td>') == 2  # as target, and at its region
+
+
 def test_advice_drops_what_saves_little_and_keeps_twins_together(tmp_path: Path) -> None:
     big = [write_image(tmp_path / f"big{i}", range(1, 101)) for i in range(2)]
     small = [write_image(tmp_path / f"small{i}", range(201, 204)) for i in range(2)]
