@@ -45,9 +45,8 @@ svg { display:block; max-width:100%; height:auto; font:12px system-ui,sans-serif
 svg text.dim { fill:var(--dim) } svg text.on { fill:var(--on) } svg .grid { stroke:var(--line) }
 .note { color:var(--dim); margin:4px 0 } code { font:13px ui-monospace,monospace }
 .swatch { display:inline-block; width:11px; height:11px; border-radius:2px; margin:0 5px 0 14px; vertical-align:-1px }
-td.l { min-width:9em }
 @media (max-width:700px) { svg { max-width:none; min-width:640px } section { padding:14px } main { padding:20px 10px 40px }
-  .cards { grid-template-columns:repeat(2,1fr); gap:8px } .card { padding:10px 12px } .card b { font-size:18px } }
+  .cards { grid-template-columns:repeat(2,1fr); gap:8px } .card { padding:10px 12px } .card b { font-size:18px } td.l { min-width:8em } }
 @media print { body { background:none } section { border-color:#bbb } }
 """
 
