@@ -51,7 +51,7 @@ def test_a_range_is_marked_and_unmarked_for_a_client(engine_daemon: EngineDaemon
         engine_daemon.set(run=1)
         for one_range in ranges:
             ksm.advise(*one_range)
-        wait_until(lambda: merged(ksm, one) == merged(ksm, two) == PAGES, "both merged")
+        wait_until(lambda: merged(ksm, one) == merged(ksm, two) == PAGES, "both merged", 120)
         assert [child.ask("sum") for child in (one, two)] == sums
         ksm.advise(*ranges[0], on=False)
         assert merged(ksm, one) == 0

@@ -66,7 +66,7 @@ def run_twins(
     control.write("sleep_millisecs", 1)
     with start(*options, report=report, how=how) as command:
         pids = [int(word) for word in command.read_line().split()]
-        wait_until(lambda: all(merging(pid) >= PAGES for pid in pids), "both twins merged")
+        wait_until(lambda: all(merging(pid) >= PAGES for pid in pids), "both twins merged", 120)
         wait_for_a_look(command.pid)
         command.send("")
         assert command.process.wait(30) == 5
@@ -86,9 +86,9 @@ def wait_for_a_look(pid: int) -> None:
         return int(text.partition("syscr: ")[2].split()[0])
 
     processes = sum(entry.name.isdigit() for entry in Path("/proc").iterdir())
-    most = 4 * processes + 500  # of each a file, in two or three reads; some more of the few
+    most = 3 * processes + 300  # of each a file, in two or three reads; more of the few and sysfs
     target = reads() + 2 * most
-    wait_until(lambda: reads() >= target, "a look from beginning to end")
+    wait_until(lambda: reads() >= target, "a look from beginning to end", 120)
 
 
 def is_alone(report: dict[str, Any]) -> bool:

@@ -180,9 +180,10 @@ class KernelSavings:
         if not stats:
             return
         self._ask(stats)
+        counters = self.ksm.counters()
         sample = KernelSample(
             seconds=now - self.started,
-            counters={name: self.ksm.counters().get(name) for name in _COUNTERS},
+            counters={name: counters.get(name) for name in _COUNTERS},
             stat={name: sum(getattr(stat, name) or 0 for stat in stats) for name in _STAT},
             pss_bytes=pss,
             processes=len(stats),
