@@ -16,7 +16,7 @@
 #include "lock.h"
 #include "ranges.h"
 
-enum { EVENTS = 1024, NOTES_MAX = 8192, FULL_TURNS = 1000, FULL_TURN_NS = 100000 };
+enum { EVENTS = 1024, NOTES_MAX = 8192, PATIENT_TURNS = 3000, PATIENT_NS = 100000 };
 
 enum what { SAW, GONE, DISCARDED };
 
@@ -28,7 +28,7 @@ struct event {
 
 static struct pm_lock lock; /* of all that follows but the ring's head and tail */
 static struct pm_ranges marks, seen;
-static _Atomic bool all;
+static _Atomic bool all, any; /* any: something is marked */
 static struct event ring[EVENTS];
 static _Atomic uint64_t head, tail;
 static uint64_t distrusted; /* events before this one came out of order: they prove nothing to be seen */
@@ -91,36 +91,35 @@ static void drain(void)
 	}
 }
 
+/*
+ * Take the lock, with all that has happened so far in the lists: what is marked now must not be cut by an event of before.  An event that does not become complete, its
+ * thread not having run for long, or being the one that this signal handler runs on, is given up, and with it what was seen so far.
+ */
 static void enter(void)
 {
-	pm_lock(&lock);
-	drain();
+	uint64_t until = atomic_load(&tail);
+
+	for (int turn = 0;; turn++) {
+		pm_lock(&lock);
+		drain();
+		if ((int64_t)(atomic_load(&head) - until) >= 0)
+			return;
+		if (turn == PATIENT_TURNS) {
+			distrusted = atomic_load(&tail);
+			seen.count = 0;
+			atomic_fetch_add(&head, 1);
+			turn = 0;
+			drain();
+		}
+		pm_unlock(&lock);
+		if (turn > 10)
+			nanosleep(&(struct timespec){ .tv_nsec = PATIENT_NS }, NULL);
+	}
 }
 
-/*
- * The ring is full.  Mostly it is enough to empty it.  When an event in it does not become complete, its thread not having run for long, or being the one that this
- * signal handler runs on, it is given up, and with it what was seen so far.
- */
-static void make_room(void)
+static void leave(void)
 {
-	bool room = false;
-
-	for (int turn = 0; turn < FULL_TURNS && !room; turn++) {
-		if (turn)
-			nanosleep(&(struct timespec){ .tv_nsec = FULL_TURN_NS }, NULL);
-		enter();
-		room = atomic_load(&tail) - atomic_load(&head) < EVENTS;
-		pm_unlock(&lock);
-	}
-	if (room)
-		return;
-	enter();
-	if (atomic_load(&tail) - atomic_load(&head) >= EVENTS) {
-		distrusted = atomic_load(&tail);
-		seen.count = 0;
-		atomic_fetch_add(&head, 1);
-		drain();
-	}
+	atomic_store_explicit(&any, all || marks.count, memory_order_relaxed);
 	pm_unlock(&lock);
 }
 
@@ -132,17 +131,20 @@ static void happened(uint64_t start, uint64_t end, uint32_t what)
 	if (!pm_link_configured() || start >= end)
 		return;
 	do {
-		for (; turn - atomic_load(&head) >= EVENTS; turn = atomic_load(&tail))
-			make_room();
+		for (; turn - atomic_load(&head) >= EVENTS; turn = atomic_load(&tail)) {
+			enter(); /* which makes room */
+			leave();
+		}
 	} while (!atomic_compare_exchange_weak(&tail, &turn, turn + 1));
 	event = &ring[turn % EVENTS];
 	event->start = start;
 	event->end = end;
 	event->what = what;
 	atomic_store_explicit(&event->turn, turn + 1, memory_order_release);
-	if ((turn + 1) % (EVENTS / 2) == 0) {
-		enter();
-		pm_unlock(&lock);
+	if ((turn + 1) % (EVENTS / 2) == 0) { /* without waiting for others' events */
+		pm_lock(&lock);
+		drain();
+		leave();
 	}
 	if (what != SAW && atomic_load_explicit(&listening, memory_order_relaxed) && pm_marks_any()) {
 		atomic_thread_fence(memory_order_seq_cst); /* the event is there before `idle` is looked at */
@@ -187,7 +189,7 @@ void pm_marks_set(uint64_t start, uint64_t end, uint32_t kind)
 			set_part(start, from < end ? from : end, kind);
 		start = to;
 	}
-	pm_unlock(&lock);
+	leave();
 	pm_agent_wake();
 }
 
@@ -198,7 +200,7 @@ void pm_marks_set_all(bool on)
 	if (!on)
 		pm_ranges_keep(&marks, PM_MARK_EXCLUDED); /* prctl(PR_SET_MEMORY_MERGE, 0) clears what madvise marked, too */
 	add_note(PM_ALL, (struct pm_range){ 0, 0, on, 0 });
-	pm_unlock(&lock);
+	leave();
 	pm_agent_wake();
 }
 
@@ -209,14 +211,14 @@ bool pm_marks_all(void)
 
 bool pm_marks_any(void)
 {
-	return all || __atomic_load_n(&marks.count, __ATOMIC_RELAXED);
+	return atomic_load_explicit(&any, memory_order_relaxed);
 }
 
 uint32_t pm_marks_kind(uint64_t addr)
 {
 	enter();
 	uint32_t kind = pm_ranges_kind(&marks, addr);
-	pm_unlock(&lock);
+	leave();
 	return kind;
 }
 
@@ -226,7 +228,7 @@ bool pm_marks_wanted(uint64_t start, uint64_t end)
 	bool wanted = !pm_ranges_touch(&marks, start, end, PM_MARK_EXCLUDED) &&
 		      !pm_ranges_touch(&marks, start, end, PM_MARK_UNMERGEABLE) &&
 		      (all || pm_ranges_cover(&marks, start, end, 0));
-	pm_unlock(&lock);
+	leave();
 	return wanted;
 }
 
@@ -234,7 +236,7 @@ bool pm_marks_sealed(uint64_t start, uint64_t end)
 {
 	enter();
 	bool sealed = pm_ranges_cover(&marks, start, end, PM_MARK_SEALED);
-	pm_unlock(&lock);
+	leave();
 	return sealed;
 }
 
@@ -242,7 +244,7 @@ bool pm_marks_seen(uint64_t start, uint64_t end)
 {
 	enter();
 	bool cover = pm_ranges_cover(&seen, start, end, 1);
-	pm_unlock(&lock);
+	leave();
 	return cover;
 }
 
@@ -252,7 +254,7 @@ void pm_marks_listen(bool on)
 	listening = on;
 	missed = false;
 	notes_from = notes_to = 0;
-	pm_unlock(&lock);
+	leave();
 }
 
 uint32_t pm_marks_notes(struct pm_note *out, uint32_t most)
@@ -262,7 +264,7 @@ uint32_t pm_marks_notes(struct pm_note *out, uint32_t most)
 
 	memcpy(out, notes + notes_from, n * sizeof(*out));
 	notes_from += n;
-	pm_unlock(&lock);
+	leave();
 	return n;
 }
 
@@ -271,7 +273,7 @@ bool pm_marks_idle(void)
 	atomic_store(&idle, true); /* first: an event that comes after the look finds it */
 	enter();
 	bool none = notes_from == notes_to;
-	pm_unlock(&lock);
+	leave();
 	if (!none)
 		atomic_store(&idle, false);
 	return none;
@@ -295,7 +297,7 @@ void pm_marks_each(void (*see)(const struct pm_range *ranges, uint32_t count))
 	copy = count ? pm_mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) : MAP_FAILED;
 	if (copy != MAP_FAILED)
 		memcpy(copy, marks.items, size);
-	pm_unlock(&lock);
+	leave();
 	if (copy == MAP_FAILED)
 		return;
 	see(copy, count);
