@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 from pagemerge.memory import read_max_map_count
 from tests.support.conformance.client import PAGE, Client
 from tests.support.conformance.worlds import EngineWorld, World
-from tests.support.engine import run_engine_daemon
 from tests.support.environment import require
 from tests.support.waiting import wait_until
 
@@ -177,20 +175,21 @@ def test_a_process_that_can_write_past_any_barrier_is_left_out_by_name(engine: W
     assert engine.step(3)[:2] == (1, 3)
 
 
-def test_the_pool_is_charged_to_the_daemons_cgroup() -> None:
+def test_the_pool_is_charged_to_the_daemons_cgroup(engine: World) -> None:
+    assert isinstance(engine, EngineWorld)
     root = Path("/sys/fs/cgroup/memory")
     require((root / "memory.stat").exists(), "a memory cgroup (version 1)")
     folder = root / f"pagemerge-pool-{os.getpid()}"
     folder.mkdir()
+    daemon = str(engine.daemon.process.pid)
     try:
-        with run_engine_daemon(run=0) as daemon:
-            (folder / "cgroup.procs").write_text(str(daemon.process.pid))
-            with contextlib.closing(EngineWorld(daemon)) as world:
-                before = _shared_bytes(folder)
-                twins(world)
-                assert world.counts()[:2] == (N, N)
-                assert _shared_bytes(folder) - before >= N * PAGE
+        (folder / "cgroup.procs").write_text(daemon)
+        before = _shared_bytes(folder)
+        twins(engine)
+        assert engine.counts()[:2] == (N, N)
+        assert _shared_bytes(folder) - before >= N * PAGE
     finally:
+        (root / "cgroup.procs").write_text(daemon)
         wait_until(lambda: not (folder / "cgroup.procs").read_text(), "the cgroup's end")
         folder.rmdir()
 

@@ -33,6 +33,7 @@ from tests.support.waiting import wait_until
 
 __all__ = [
     "Counts",
+    "DisturbedError",
     "EngineWorld",
     "KernelWorld",
     "World",
@@ -42,7 +43,6 @@ __all__ = [
 ]
 
 HOUR_MILLISECS = 3_600_000
-DISTURBED_MOST = 30  # passes that are repeated
 UINT_MAX = 2**32 - 1
 SYS_KSM = Path("/sys/kernel/mm/ksm")
 
@@ -55,6 +55,10 @@ class Counts(NamedTuple):
     unshared: int
     volatile: int
     zero: int = 0
+
+
+class DisturbedError(Exception):
+    """The machine was too busy for exact counts."""
 
 
 class World(ABC):
@@ -348,20 +352,34 @@ class EngineWorld(World):
         self._prepare()
 
     def step(self, passes: int = 1) -> Counts:
-        """Run so many passes that nothing disturbed.
+        """Run so many passes and no more; the counters after the last.
 
-        On a busy machine a thread may need longer to stop than an agent waits for it. The pages
-        then get their two looks again, and so they do here.
+        Raises:
+            DisturbedError: An agent could not stop its program's threads in time, as happens on a
+                busy machine. The pages get two looks again: the test is to be begun anew.
         """
-        for _ in range(passes):
-            failures = self.read("merge_failures_barrier")
-            super().step()
-            for _ in range(DISTURBED_MOST):
-                before, failures = failures, self.read("merge_failures_barrier")
-                if before == failures:
-                    break
-                super().step(2)
-        return self.counts()
+        failures = self.read("merge_failures_barrier")
+        counts = super().step(passes)
+        if self.read("merge_failures_barrier") != failures:
+            raise DisturbedError("the machine was too busy for a pass that nothing disturbs")
+        return counts
+
+    def reset(self) -> None:
+        """Be as before the test, its knobs included."""
+        self.end_clients()
+        self.set("run", 2)
+        wait_until(
+            lambda: self.daemon.call("status")["daemon"]["agents"] == 0, "the former clients' end"
+        )
+        self.ksm.close()
+        for name, value in self._knobs_at_first.items():
+            if name != "run" and value is not None:
+                self.set(name, value)
+        self.stop()
+
+    def keep_knobs(self) -> None:
+        """Note the knobs that `reset` brings back: those a test's fixtures have set."""
+        self._knobs_at_first = {"advisor_mode": "none", **self.ksm.knobs.read()}
 
     def write(self, name: str, text: str) -> int:
         """Have the daemon set a knob: errno, 0 when accepted."""
