@@ -365,13 +365,12 @@ class EngineWorld(World):
         return counts
 
     def reset(self) -> None:
-        """Be as before the test, its knobs included."""
+        """Be as before the test, its knobs included, with a new daemon and an empty pool."""
         self.end_clients()
-        self.set("run", 2)
-        wait_until(
-            lambda: self.daemon.call("status")["daemon"]["agents"] == 0, "the former clients' end"
-        )
         self.ksm.close()
+        self.daemon.stop()
+        self.daemon.restart()
+        self.set("run", 0)
         for name, value in self._knobs_at_first.items():
             if name != "run" and value is not None:
                 self.set(name, value)
