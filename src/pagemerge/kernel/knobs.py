@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from typing import Final
 
@@ -48,17 +49,20 @@ class KernelKnobs(Knobs):
     def plan(self, **values: KnobValue | bool) -> list[Change]:
         """Check values as `set` would; nothing is written (see `Knobs.plan`).
 
-        The permission bits are not checked: only writing tells.
-
         Raises:
-            CommandError, RejectedError, NotSupportedError: as `Knobs.plan`.
+            CommandError, RejectedError, NotSupportedError, NotPermittedError: as `Knobs.plan`.
         """
         current = self.read()
         for name in values:
             if current[known_knob(name).name] is None:
                 raise _lacking(self._folder, name)
         shared = read_counters(self._folder).get("pages_shared") or 0
-        return plan_changes(values, current, shared)
+        changes = plan_changes(values, current, shared)
+        for name in values:
+            path = self._folder / known_knob(name).name
+            if not os.access(path, os.W_OK, effective_ids=True):
+                raise _not_permitted(path)
+        return changes
 
     def set(self, **values: KnobValue | bool) -> list[Change]:
         """Write knobs in the order given; all are checked before the first is written.
@@ -79,13 +83,13 @@ class KernelKnobs(Knobs):
         try:
             path.write_text(f"{text}\n")
         except PermissionError as error:
-            raise NotPermittedError(
-                f"{path}: writing it is not permitted", where=str(path), hint="it takes root"
-            ) from error
+            raise _not_permitted(path) from error
         except FileNotFoundError as error:
             raise _lacking(self._folder, name) from error
         except OSError as error:
             code = error.errno or 0
+            if code == errno.EROFS:
+                raise _not_permitted(path) from error
             raise RejectedError(
                 f"{name} can't be {text!r}: {_REASONS.get(code, error.strerror)} "
                 f"({errno.errorcode.get(code, code)})",
@@ -116,6 +120,8 @@ _REASONS: Final = {
     errno.EBUSY: "pages are shared, or a KSM page is still mapped; run=2 unmerges them first",
     errno.ENOMEM: "not enough memory for it (run=2: for a copy of every merged page)",
     errno.EINTR: "interrupted half-way",
+    errno.EINVAL: "the kernel takes no such value, or not now",
+    errno.ERANGE: "too large, or too small, for the kernel's number",
 }
 
 
@@ -128,6 +134,16 @@ def _read(path: Path) -> str | None:
         raise NotPermittedError(
             f"{path}: reading it is not permitted", where=str(path), hint="it takes root"
         ) from error
+
+
+def _not_permitted(path: Path) -> NotPermittedError:
+    """Say what it takes; root lacks it where /sys is read-only, or in a user namespace."""
+    hint = (
+        "/sys is read-only or another machine's here, as in most containers; set it on the host"
+        if os.geteuid() == 0
+        else "it takes root: 'sudo pagemerge ...'; or the engine, which takes none: --ksm engine"
+    )
+    return NotPermittedError(f"{path}: writing it is not permitted", where=str(path), hint=hint)
 
 
 def _lacking(folder: Path, name: str) -> NotSupportedError:

@@ -94,7 +94,8 @@ def parse_knob(knob: Knob, text: str) -> KnobValue:
         return _parse_bool(knob, text)
     value = _parse_integer(knob, text)
     if not knob.minimum <= value <= knob.maximum:
-        raise _refuse(knob, text, errno.EINVAL)
+        why = "too small" if value < knob.minimum else "too large"
+        raise _refuse(knob, text, errno.EINVAL, why)
     if knob.name == "advisor_max_cpu":
         value &= UINT_MAX  # as the kernel stores it
     return value
@@ -192,15 +193,15 @@ def _parse_integer(knob: Knob, text: str) -> int:
     match = _INTEGER.fullmatch(text)
     # kstrtoint alone knows a minus sign; the unsigned ones stop at it
     if match is None or (match[1] == "-" and knob.type is not Type.INT):
-        raise _refuse(knob, text, errno.EINVAL, "" if match else "not a whole number")
+        raise _refuse(knob, text, errno.EINVAL, "below 0" if match else "not a whole number")
     value = int(match[1] + match[2])
     too_large = errno.ERANGE if knob.name in _RANGE_IS_ERANGE else errno.EINVAL
     if abs(value) > ULONG_MAX:  # found while the digits are read, before what follows them
-        raise _refuse(knob, text, too_large)
+        raise _refuse(knob, text, too_large, "too large")
     if match[3] not in ("", "\n"):
         raise _refuse(knob, text, errno.EINVAL, "not a whole number")
     if knob.type is Type.INT and not -(2**31) <= value < 2**31:
-        raise _refuse(knob, text, too_large)
+        raise _refuse(knob, text, too_large, "too large" if value > 0 else "too small")
     if value > ULONG_MAX or (knob.type is Type.UINT and value > UINT_MAX):
-        raise _refuse(knob, text, too_large)
+        raise _refuse(knob, text, too_large, "too large")
     return value
