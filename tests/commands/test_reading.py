@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,6 +112,22 @@ def test_status_for_people_says_what_the_numbers_mean(capsys: pytest.CaptureFixt
     line = next(line for line in text.splitlines() if line.startswith("pages_sharing"))
     assert line.split()[1:4] == ["9", "36.0", "KiB"]
     assert "\x1b" not in text  # no colours in a pipe
+
+
+@pytest.mark.usefixtures("settings")
+def test_status_loads_nothing_that_it_does_not_need() -> None:
+    program = (
+        "import sys\n"
+        "from pagemerge.commands import main\n"
+        "assert main(['status']) == 0\n"
+        "print(*sys.modules, file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stderr.split())
+    assert "pagemerge.views.status" in loaded
+    assert loaded.isdisjoint({"rich", "rich.console", "numpy", "pagemerge.commands.trace"})
 
 
 def test_a_table_in_a_pipe_is_not_cut_but_obeys_columns(
