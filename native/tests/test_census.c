@@ -170,11 +170,44 @@ static void test_a_process_that_is_gone(void)
 	close(fd);
 }
 
+/* A content of a third of all pages is counted, whatever the sample keeps. */
+static void test_sample(void)
+{
+	enum { N = 6000, OFTEN = 2000 };
+	char name[] = "/tmp/pm-census-XXXXXX";
+	int fd = mkstemp(name);
+	static uint64_t page[PM_PAGE_SIZE / sizeof(uint64_t)];
+
+	CHECK(fd >= 0 && !unlink(name));
+	for (uint64_t i = 0; i < N; i++) {
+		fill(page, i % 3 ? i + 10 : 1);
+		CHECK(write(fd, page, PM_PAGE_SIZE) == (ssize_t)PM_PAGE_SIZE);
+	}
+	for (uint64_t salt = 0; salt < 4; salt++) {
+		struct pm_census_top top[1];
+		struct pm_census_totals t;
+		struct pm_census *c;
+		size_t ntop = 1;
+
+		CHECK(!pm_census_create(16, salt, 2, &c));
+		CHECK(pm_census_add_file(c, fd) == 0);
+		CHECK(pm_census_add_region(c, 0, 0, N * (uint64_t)PM_PAGE_SIZE, 0) == 0);
+		CHECK(!pm_census_read(c) && !pm_census_look_again(c));
+		CHECK(!pm_census_group(c, 4 * OFTEN, NULL, 0, top, &ntop, &t));
+		CHECK(t.shared == 1 && t.sharing == OFTEN - 1 && t.within == OFTEN - 1 && t.sharing2 == 0);
+		CHECK(ntop == 1 && top[0].pages == OFTEN && top[0].spaces == 1);
+		CHECK(t.held < N / 8 && (t.distinct - 1) % 16 == 0);
+		pm_census_destroy(c);
+	}
+	close(fd);
+}
+
 int main(void)
 {
 	test_file(1);
 	test_file(4);
 	test_process();
+	test_sample();
 	test_a_process_that_is_gone();
 	return 0;
 }
