@@ -10,7 +10,7 @@ import struct
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.support.processes import Child
 
@@ -146,11 +146,13 @@ class _Speaker:
 
 
 class Client(_Speaker):
-    """A process of its own.
+    """A process of its own; `commands` counts what all of them were told.
 
     Args:
         env: Added to this process's environment.
     """
+
+    commands: ClassVar[int] = 0
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self._child = Child([sys.executable, "-I", "-S", str(_PROGRAM)], env=env)
@@ -158,6 +160,7 @@ class Client(_Speaker):
 
     def do(self, what: str, *args: Any) -> Any:
         """Have it do something; what that gave."""
+        Client.commands += 1
         return json.loads(self._child.ask(json.dumps({"do": what, "with": args})))["value"]
 
     def exec_itself(self) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import platform
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -42,6 +43,7 @@ __all__ = [
     "kernel_world",
 ]
 
+QUIET_SECONDS = 0.025  # longer than an agent's turn
 HOUR_MILLISECS = 3_600_000
 UINT_MAX = 2**32 - 1
 SYS_KSM = Path("/sys/kernel/mm/ksm")
@@ -348,6 +350,7 @@ class EngineWorld(World):
     def __init__(self, daemon: EngineDaemon) -> None:
         super().__init__()
         self.daemon = daemon
+        self._heard = -1
         self.ksm: EngineKsm = EngineKsm(daemon.runtime)
         self._prepare()
 
@@ -363,6 +366,22 @@ class EngineWorld(World):
         if self.read("merge_failures_barrier") != failures:
             raise DisturbedError("the machine was too busy for a pass that nothing disturbs")
         return counts
+
+    def begin_batch(self) -> None:
+        """Let the agents send what they have to tell first: they do it by turns of 10 ms."""
+        if self._heard != Client.commands:
+            self._heard = Client.commands
+            quiet: tuple[str, float] = ("", 0.0)
+
+            def calm() -> bool:
+                nonlocal quiet
+                seen, now = _agent_turns([p.pid for p in self.ksm.processes()]), time.monotonic()
+                if seen != quiet[0] or " R" in seen:
+                    quiet = (seen, now)
+                return now - quiet[1] > QUIET_SECONDS
+
+            wait_until(calm, "the agents' rest", every=0.005)
+        super().begin_batch()
 
     def reset(self) -> None:
         """Be as before the test, its knobs included, with a new daemon and an empty pool."""
@@ -404,6 +423,20 @@ class EngineWorld(World):
 
     def _client_env(self) -> dict[str, str]:
         return agent_env(self.daemon.runtime)
+
+
+def _agent_turns(pids: list[int]) -> str:
+    """The states of the agents' threads, and how often each has gone to sleep."""
+    found = []
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").glob("*"):
+            with contextlib.suppress(OSError):
+                if (task / "comm").read_text() == "pagemerge\n":
+                    status = (task / "status").read_text()
+                    state = re.search(r"State:\t(\w)", status)
+                    turns = re.search(r"\nvoluntary_ctxt_switches:\t(\d+)", status)
+                    found.append(f"{task.name} {state and state[1]} {turns and turns[1]}")
+    return ", ".join(found)
 
 
 @contextlib.contextmanager
