@@ -98,6 +98,26 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+def test_output_that_cannot_be_written_is_an_error_in_one_line() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*PAGEMERGE, "manual"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr == "pagemerge: error: the output can't be written: No space left on device\n"
+
+
+def test_a_closed_stdout_is_no_error() -> None:
+    """As in `pagemerge manual >&-`."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", '"$@" >&-', "sh", *PAGEMERGE, "manual"],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_interrupt_ends_with_status_130(nowhere: Path) -> None:
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(nowhere / "control.sock"))

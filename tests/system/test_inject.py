@@ -293,3 +293,12 @@ def test_what_is_no_region_is_refused_before_anything_is_stopped(
 ) -> None:
     assert main(["enable", f"--region={text}", str(sleeper.pid)]) == 2
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["enable"], ["disable", "2"]])
+def test_the_way_out_of_naming_no_process_is_one_of_the_command(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    hint = capsys.readouterr().err.splitlines()[-1]
+    assert hint == "hint: give process numbers, or --tree PID, --cgroup PATH, --unit NAME"

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from pagemerge.commands import main
 from tests.support.engine import EngineDaemon
 from tests.support.environment import require
 from tests.support.kernel_ksm import KernelKsmControl
@@ -265,3 +266,10 @@ def test_what_makes_no_sense_is_refused(arguments: list[str], complaint: str) ->
     result = subprocess.run([*TRACE, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert complaint in result.stderr
+
+
+def test_a_process_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with Child([sys.executable, "-c", ""]) as gone:
+        pid = gone.pid
+    assert main(["trace", "--ksm", "kernel", "--pid", str(pid), "--seconds", "1"]) == 1
+    assert f"process {pid} has ended" in capsys.readouterr().err

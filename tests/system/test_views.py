@@ -18,11 +18,13 @@ from pagemerge.commands import main
 from pagemerge.kernel import advise_region
 from tests.support.environment import lacking, require
 from tests.support.kernel_ksm import KernelKsmControl
+from tests.support.users import package_for, python_for
 from tests.support.victims import holder
 from tests.support.waiting import wait_until
 
 PAGEMERGE = [sys.executable, "-m", "pagemerge"]
 PAGES = 64
+NOBODY = 65534
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +113,23 @@ def test_a_region_that_is_marked_says_so_before_it_is_merged(
         assert row["mergeable"]
         # what is merged comes first; with nothing merged, what is marked
         assert rows[0] == row
+
+
+def test_processes_that_may_not_be_looked_at_are_not_taken_for_absent() -> None:
+    require(os.geteuid() == 0, "root")
+    env = {**os.environ, **package_for(NOBODY)}
+    for command in (["ps"], ["ps", "--json"], ["doctor", "--look", "0ms", "--json"]):
+        done = subprocess.run(
+            [python_for(NOBODY), "-m", "pagemerge", *command],
+            env={**env, "PAGEMERGE_KSM": "kernel"},
+            user=NOBODY,
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "of other users" in done.stdout + done.stderr, command
+        assert "nobody_registered" not in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from pagemerge import __version__
@@ -17,6 +19,7 @@ __all__ = ["COMMANDS", "Command", "main", "make_parser"]
 
 INTERRUPTED: Final = 130  # 128 + SIGINT, as a shell has it
 PIPE_CLOSED: Final = 141  # 128 + SIGPIPE
+_OUTPUT_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 class Command:
@@ -103,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Errors of this package end in one line on stderr, with a hint where there is a way out.
     """
+    _open_closed_streams()
     gc.set_threshold(100_000)  # a command makes many objects, and hardly any that form rings
     try:
         argv = sys.argv[1:] if argv is None else argv
@@ -117,10 +121,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # the interpreter flushes stdout once more at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
         return PIPE_CLOSED
+    except OSError as error:
+        # of a file the package says what it could not do with it; this is a stream
+        if error.filename is not None or error.errno not in _OUTPUT_ERRORS:
+            raise
+        _forget_output()
+        failed = CommandError(f"the output can't be written: {error.strerror}")
+        _complain(failed)
+        return failed.exit_status
     return status or 0
+
+
+def _open_closed_streams() -> None:
+    """Give a program that was started without stdout or stderr (`>&-`) one that leads nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+
+
+def _forget_output() -> None:
+    """Let stdout lead nowhere: the interpreter flushes it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(error: PagemergeError) -> None:

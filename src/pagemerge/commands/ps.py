@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print(args: argparse.Namespace, ksm: Ksm, lines: int) -> None:
+    from pagemerge.views.processes import print_hidden, print_processes
+
     processes = ksm.processes()
     processes.sort(key=lambda process: (-(process.ksm_process_profit or 0), process.pid))
     if args.json:
@@ -35,6 +37,6 @@ def _print(args: argparse.Namespace, ksm: Ksm, lines: int) -> None:
         shown = processes[: args.top or None]
         print_json_rows(process_data(ksm.implementation, process) for process in shown)
     else:
-        from pagemerge.views.processes import print_processes
-
         print_processes(ksm.implementation, processes, rows_of(args, lines))
+    if args.watch is None:
+        print_hidden(ksm.hidden_pids())

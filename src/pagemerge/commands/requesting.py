@@ -132,7 +132,12 @@ def _find(args: argparse.Namespace) -> tuple[Sequence[Target], list[int]]:
             there.append(pid)
     if args.pids and not (there or args.tree or args.cgroup or args.unit):
         raise CommandError("none of these processes exists")
-    found = find_targets(pids=there, trees=args.tree, cgroups=args.cgroup, units=args.unit)
+    hint = "give process numbers, or --tree PID, --cgroup PATH, --unit NAME"
+    if not (args.pids or args.tree or args.cgroup or args.unit):
+        raise CommandError("no process is named", hint=hint)
+    found = find_targets(
+        pids=there, trees=args.tree, cgroups=args.cgroup, units=args.unit, hint=hint
+    )
     for note in found.notes:
         sys.stderr.write(f"{note}\n")
     meant = {target.pid for target in found.items}

@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> None:
     if args.seconds is not None and not args.seconds > 0:
         raise CommandError("--seconds takes a number above 0")
     buffer_bytes = _buffer_bytes(args.buffer)
+    for pid in args.pid or ():
+        read_comm(pid)  # one that is not there, or has ended, says so here
     summary, names = TraceSummary(), _Names()
     with ExitStack() as stack:
         ksm = stack.enter_context(open_ksm(args))
@@ -92,10 +94,12 @@ def run(args: argparse.Namespace) -> None:
             ending.at_pulse.append(file.flush)
             takers.append(file.add)
         takers += _printers(args, stack, summary, names, ending)
+        began = time.monotonic()
         for event in events:
             if _is_wanted(event, args.pid):
                 for take in takers:
                     take(event)
+        summary.watched = time.monotonic() - began
     if args.summary and args.json:
         from pagemerge.views.data import print_json
 

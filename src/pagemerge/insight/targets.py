@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from pagemerge.errors import CommandError, PagemergeError, ProcessGoneError
 from pagemerge.memory import (
@@ -25,6 +26,8 @@ from pagemerge.memory.ownership import (
 )
 
 __all__ = ["Target", "Targets", "find_targets"]
+
+_HINT: Final = "give process numbers or files, or --tree, --name, --cgroup, --unit, --all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ def find_targets(
     units: Iterable[str] = (),
     files: Iterable[str | os.PathLike[str]] = (),
     everything: bool = False,
+    hint: str = _HINT,
 ) -> Targets:
     """Find what is meant; each process once, kernel threads and zombies left out with a note.
 
@@ -79,6 +83,7 @@ def find_targets(
         units: systemd units.
         files: dumps of memory.
         everything: all processes but this one.
+        hint: what to give, said where nothing is found.
 
     Raises:
         CommandError: nothing is meant, or what is meant does not exist.
@@ -121,7 +126,7 @@ def find_targets(
     if not items:
         raise CommandError(
             "; ".join(notes) or "nothing to look at",
-            hint="give process numbers or files, or --tree, --name, --cgroup, --unit, --all",
+            hint=hint,
         )
     return Targets(tuple(items), tuple(notes))
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pagemerge.errors import NotSupportedError, PagemergeError, ProcessGoneError
 from pagemerge.kernel.knobs import SYS_KSM, KernelKnobs, read_counters
-from pagemerge.kernel.processes import read_processes, read_regions
+from pagemerge.kernel.processes import read_hidden_pids, read_processes, read_regions
 from pagemerge.kernel.requests import advise_region, set_memory_merge
 from pagemerge.ksm import Event, Ksm, LostEvents, Process, Region, Stop
 from pagemerge.memory import PROC, iter_pids, read_comm, read_stat, read_uptime_seconds, read_vmstat
@@ -58,6 +58,10 @@ class KernelKsm(Ksm):
             NotSupportedError: this kernel tells nothing of processes (before 5.19).
         """
         return read_processes(self._proc)
+
+    def hidden_pids(self) -> list[int]:
+        """List the processes that `processes` leaves out, being another user's."""
+        return read_hidden_pids(self._proc)
 
     def regions(self, pid: int) -> list[Region]:
         """List a process's memory (/proc/PID/smaps); see `Ksm.regions`.

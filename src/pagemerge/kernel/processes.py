@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
@@ -17,12 +18,14 @@ from pagemerge.memory import (
     read_comm,
     read_process_text,
     read_smaps_rows,
+    read_stat,
 )
 
 __all__ = [
     "RMAP_ITEM_BYTES",
     "obstacle_of",
     "parse_ksm_stat",
+    "read_hidden_pids",
     "read_process",
     "read_processes",
     "read_regions",
@@ -111,6 +114,28 @@ def read_processes(proc: Path = PROC) -> list[Process]:
         ):
             found.append(process)
     return found
+
+
+def read_hidden_pids(proc: Path = PROC) -> list[int]:
+    """List the processes of which this user may not know what KSM does for them.
+
+    Kernel threads are none of them.
+    """
+    hidden = []
+    for pid in iter_pids(proc):
+        path = proc / str(pid) / "ksm_stat"
+        if os.access(path, os.R_OK, effective_ids=True):
+            continue
+        if not path.exists():  # it has ended, or the kernel is an older one
+            path = path.with_name("ksm_merging_pages")
+            if not path.exists() or os.access(path, os.R_OK, effective_ids=True):
+                continue
+        try:
+            if not read_stat(pid, proc).is_kernel_thread:
+                hidden.append(pid)
+        except ProcessGoneError:
+            continue
+    return hidden
 
 
 def read_regions(pid: int, proc: Path = PROC) -> list[Region]:

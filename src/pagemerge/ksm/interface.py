@@ -207,6 +207,10 @@ class Ksm(ABC):
     def processes(self) -> list[Process]:
         """List the processes that have merging on (/proc/PID/ksm_stat)."""
 
+    def hidden_pids(self) -> list[int]:
+        """List the processes that `processes` had to leave out: this user may not look at them."""
+        return []
+
     @abstractmethod
     def regions(self, pid: int) -> list[Region]:
         """List a process's memory, with what is merged in each part (/proc/PID/smaps).

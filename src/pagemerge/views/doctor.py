@@ -54,6 +54,9 @@ def print_doctor(facts: Facts, findings: Sequence[Finding], notes: Sequence[str]
             + ("" if spare is None else " available, free swap included.")
         )
     if not findings:
-        console.print("Nothing is wrong.")
+        missed = facts.unread or notes
+        console.print(
+            "Nothing wrong was found in what could be read." if missed else "Nothing is wrong."
+        )
     for text in [*facts.unread, *notes]:
         sys.stderr.write(f"note: not read: {text}\n")

@@ -10,7 +10,7 @@ from pagemerge.ksm import Process, Region, RegionGroup
 from pagemerge.units import pages_to_bytes, render_bytes, render_count
 from pagemerge.views.terminal import print_list
 
-__all__ = ["print_groups", "print_processes", "print_regions"]
+__all__ = ["print_groups", "print_hidden", "print_processes", "print_regions"]
 
 
 def print_processes(implementation: str, processes: Sequence[Process], top: int = 0) -> None:
@@ -41,6 +41,13 @@ def print_processes(implementation: str, processes: Sequence[Process], top: int 
         left=("any", "mergeable", "comm", "note"),
         spare=("zero", "mergeable", "rmap_items"),
     )
+
+
+def print_hidden(pids: Sequence[int]) -> None:
+    """Say on stderr how many processes could not be looked at, so that none is taken for absent."""
+    if pids:
+        what = f"{render_count(len(pids))} {_plural('process', len(pids))} of other users"
+        sys.stderr.write(f"note: {what} may not be looked at; root sees all\n")
 
 
 def print_regions(implementation: str, pid: int, regions: Sequence[Region], top: int = 0) -> None:

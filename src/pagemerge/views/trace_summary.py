@@ -79,6 +79,7 @@ class TraceSummary:
         lost: events that were not kept.
         began, ended: times of the first and the last event, seconds; None before there is one.
         advice: fields of the advisor's last decision.
+        watched: how long was looked, seconds; None: not known, the events' own span counts.
     """
 
     def __init__(self) -> None:
@@ -93,6 +94,7 @@ class TraceSummary:
         self.passes = Durations()
         self.began: float | None = None
         self.ended: float | None = None
+        self.watched: float | None = None
         self.advice: Mapping[str, int] | None = None
         self._pass_began: float | None = None
         self._recent: deque[list[float]] = deque()  # [when, merges], a row per tenth of a second
@@ -130,7 +132,9 @@ class TraceSummary:
 
     @property
     def seconds(self) -> float:
-        """From the first event to the last."""
+        """How long was looked; where that is not known, from the first event to the last."""
+        if self.watched is not None:
+            return self.watched
         return 0.0 if self.began is None or self.ended is None else self.ended - self.began
 
     def recent_rate(self, now: float) -> float:

@@ -11,7 +11,12 @@ from typing import Final
 from pagemerge.errors import KernelError, NotSupportedError, ProcessGoneError
 from pagemerge.kernel.doctor.facts import Contents, Facts, Machine, ProcessFacts
 from pagemerge.kernel.ksm import KernelKsm
-from pagemerge.kernel.processes import obstacle_of, read_process, read_processes
+from pagemerge.kernel.processes import (
+    obstacle_of,
+    read_hidden_pids,
+    read_process,
+    read_processes,
+)
 from pagemerge.ksm import Process
 from pagemerge.memory import (
     PROC,
@@ -99,6 +104,9 @@ def _processes(pids: Sequence[int], proc: Path, unread: list[str]) -> list[Proce
     except NotSupportedError as error:
         unread.append(f"which processes have KSM on: {error} ({error.hint})")
         return []
+    hidden = len(read_hidden_pids(proc))
+    if hidden:
+        unread.append(f"what {hidden} processes of other users have to do with KSM (root sees all)")
     found = []
     for process in listed:
         try:
