@@ -15,7 +15,7 @@
  * count is kept in five bits: after 22 it goes round from 14.
  */
 static const uint32_t DUE = 1u << 0 | 1u << 1 | 1u << 2 | 1u << 3 | 1u << 5 | 1u << 8 | 1u << 13 | 1u << 22;
-static const uint64_t READ_BYTES = 32u << 20; /* in one call, which then ends early: some 10 ms */
+static const uint64_t READ_BYTES = 16u << 20; /* in one call, which then ends early: some 10 ms */
 enum { VISIT_LAST = 22, VISIT_AGAIN = 14, VISITS = 31, BLOCK = 64, WHOLE_PASSES = 16, RECALL_VISITS = 2, STEP_PAGES = 8192 };
 
 struct look {

@@ -15,7 +15,6 @@ enum {
 	RUNS_MAX = (PM_MESSAGE_MAX - sizeof(struct pm_header)) / sizeof(struct pm_run),
 	RANGES_MAX = (PM_MESSAGE_MAX - sizeof(struct pm_header)) / sizeof(struct pm_range),
 	SEGMENTS_MAX = PM_FDS_MAX - 1, /* one descriptor is the write tracker's */
-	QUIET_SLICES = 2,  /* a chunk in which nothing has become wanted for so long is asked for */
 	SMALL_PIECE = 64,  /* pages */
 	SAME_PIECE = 16,   /* a step of fewer slots is a gap, not another piece */
 	GAP_SCARCE = 64,   /* longest gap when mappings are scarce */
@@ -217,12 +216,14 @@ static bool is_scattered(const struct pm_chunk *chunk)
 }
 
 /*
- * While scanning goes on, chunks are left alone in which pages become wanted: the more are asked for at once, the fewer mappings, stops and
+ * While scanning goes on, the chunk that it is in is left alone, and those in which pages become wanted here and there: the more are asked for at once, the fewer mappings, stops and
  * looks at page tables they take.
  */
 static bool is_held(const struct build *build, const struct pm_chunk *chunk)
 {
-	return build->hold && (build->scanner->slice - chunk->touched < QUIET_SLICES || is_scattered(chunk));
+	bool under_way = chunk->touched == build->scanner->slice && build->mm->cursor < chunk->base + PM_CHUNK_BYTES;
+
+	return build->hold && (under_way || is_scattered(chunk));
 }
 
 /* Go over the chunks in which something is wanted, from where the last request ended. */
