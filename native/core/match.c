@@ -87,9 +87,10 @@ static uint32_t slot_for(struct pm_scanner *scanner, struct pm_chunk *chunk, uin
 {
 	int on = scanner->knobs.merge_across_nodes || scanner->nodes < 2 ? -1 : node;
 	struct pm_segment *segment = chunk->window == PM_NO_SLOT ? NULL : pm_pool_segment(&scanner->pool, chunk->window);
+	bool own = other != chunk && !(scanner->anew && !segment);
 	uint32_t slot;
 
-	if (other != chunk && (!segment || segment->state != PM_SEGMENT_LIVE)) {
+	if (own && (!segment || segment->state != PM_SEGMENT_LIVE)) {
 		if (pm_pool_window(&scanner->pool, on, false, &chunk->window)) {
 			chunk->window = PM_NO_SLOT;
 			return PM_NO_SLOT;
@@ -97,7 +98,7 @@ static uint32_t slot_for(struct pm_scanner *scanner, struct pm_chunk *chunk, uin
 		segment = pm_pool_segment(&scanner->pool, chunk->window);
 	}
 	/* Equal pages within one stretch can't both be in line with a window, which would then be half holes. */
-	if (other != chunk) {
+	if (own) {
 		slot = chunk->window + chunk->first + i;
 		if (segment->node == on && !pm_slot_filled(&scanner->pool, slot))
 			return slot;
@@ -148,7 +149,12 @@ static void match(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i
 		ask(chunk, i, found.slot);
 		return;
 	}
-	slot = found.chunk ? slot_for(scanner, chunk, i, found.chunk, node) : PM_NO_SLOT;
+	if (!found.chunk)
+		slot = PM_NO_SLOT;
+	else if (chunk->window == PM_NO_SLOT && (scanner->anew || found.chunk->window != PM_NO_SLOT)) /* a window more would be mostly holes */
+		slot = slot_for(scanner, found.chunk, found.i, chunk, node);
+	else
+		slot = slot_for(scanner, chunk, i, found.chunk, node);
 	if (slot != PM_NO_SLOT) {
 		pm_index_remove(&scanner->index, pm_page_number(found.chunk, found.i), sum);
 		pm_pool_fill(&scanner->pool, &scanner->run, slot, sum, page);
@@ -292,7 +298,7 @@ static size_t take_unshared(struct pm_scanner *scanner, uint32_t sum, uint32_t *
 	return n;
 }
 
-void pm_match_anew(struct pm_scanner *scanner, uint32_t page)
+bool pm_match_anew(struct pm_scanner *scanner, uint32_t page)
 {
 	uint32_t pages[SAME_SUM + 1], i;
 	struct pm_chunk *chunk = pm_chunk_of(&scanner->chunks, page, &i);
@@ -303,7 +309,11 @@ void pm_match_anew(struct pm_scanner *scanner, uint32_t page)
 		chunk = pm_chunk_of(&scanner->chunks, pages[k], &i);
 		if (pm_page_state(chunk, i) != PM_LOOKED)
 			continue;
+		scanner->anew = true;
 		pm_candidate_add(scanner, chunk, i, false);
 		pm_candidates_match(scanner); /* one at a time: they may be of different processes */
 	}
+	scanner->anew = false;
+	chunk = pm_chunk_of(&scanner->chunks, page, &i);
+	return pm_page_state(chunk, i) != PM_LOOKED; /* had it been written, it would wait for another look */
 }

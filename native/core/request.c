@@ -345,8 +345,10 @@ static void page_failed(struct pm_scanner *scanner, struct pm_chunk *chunk, uint
 		if (type != PM_MERGE)
 			break;
 		chunk->link[i] = PM_LINK_DIFFERS;
-		if (scanner->ndiffering < PM_DIFFERING)
-			scanner->differing[scanner->ndiffering++] = pm_page_number(chunk, i);
+		if (scanner->ndiffering < PM_DIFFERING) {
+			scanner->differing[scanner->ndiffering].page = pm_page_number(chunk, i);
+			scanner->differing[scanner->ndiffering++].slot = link;
+		}
 		break;
 	case PM_FAIL_WRITTEN:
 		break;
@@ -513,7 +515,8 @@ int pm_mm_answer(struct pm_scanner *scanner, struct pm_mm *mm, const void *datag
 	free(failed);
 	free(request);
 	for (size_t i = 0; i < scanner->ndiffering; i++)
-		pm_match_anew(scanner, scanner->differing[i]);
+		if (pm_match_anew(scanner, scanner->differing[i].page) && scanner->nlone < PM_DIFFERING)
+			scanner->lone[scanner->nlone++] = scanner->differing[i].slot;
 	scanner->ndiffering = 0;
 	return 0;
 }
