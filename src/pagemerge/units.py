@@ -17,6 +17,7 @@ __all__ = [
     "render_bytes",
     "render_count",
     "render_duration",
+    "render_name",
     "render_percent",
 ]
 
@@ -142,3 +143,12 @@ def render_percent(part: float, whole: float) -> str:
     ('33.3 %', '-')
     """
     return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def render_name(text: str) -> str:
+    r"""Take out of a name what would move a terminal's cursor: a process may call itself anything.
+
+    >>> render_name("\x1b[31mx\n")
+    '?[31mx?'
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)

@@ -107,6 +107,19 @@ def test_output_that_cannot_be_written_is_an_error_in_one_line() -> None:
     assert done.stderr == "pagemerge: error: the output can't be written: No space left on device\n"
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8:strict"])
+def test_what_an_encoding_lacks_is_no_error(encoding: str) -> None:
+    source = "from pagemerge.commands import main; main(['manual']); print('x\\udcff\\xb5\\u2026')"
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.splitlines()[-1].startswith(b"x\\udcff")
+
+
 def test_a_closed_stdout_is_no_error() -> None:
     """As in `pagemerge manual >&-`."""
     done = subprocess.run(

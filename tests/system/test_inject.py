@@ -302,3 +302,16 @@ def test_the_way_out_of_naming_no_process_is_one_of_the_command(
     assert main(arguments) == 2
     hint = capsys.readouterr().err.splitlines()[-1]
     assert hint == "hint: give process numbers, or --tree PID, --cgroup PATH, --unit NAME"
+
+
+def test_a_processs_name_does_not_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    rename = r"""
+import ctypes
+ctypes.CDLL(None).prctl(15, b'\x1b[31m\n')
+print(1, flush=True)
+input()
+"""
+    with Child(rename) as child:
+        child.read_line()
+        assert main(["enable", "--dry-run", str(child.pid)]) == 0
+        assert capsys.readouterr().out == f"?[31m?[{child.pid}]: merging on (not done)\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import gc
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any, Final, NoReturn
 
 from pagemerge import __version__
 from pagemerge.errors import CommandError, PagemergeError
+from pagemerge.units import render_name
 
 __all__ = ["COMMANDS", "Command", "main", "make_parser"]
 
@@ -106,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Errors of this package end in one line on stderr, with a hint where there is a way out.
     """
-    _open_closed_streams()
+    _prepare_streams()
     gc.set_threshold(100_000)  # a command makes many objects, and hardly any that form rings
     try:
         argv = sys.argv[1:] if argv is None else argv
@@ -134,11 +136,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status or 0
 
 
-def _open_closed_streams() -> None:
-    """Give a program that was started without stdout or stderr (`>&-`) one that leads nowhere."""
+def _prepare_streams() -> None:
+    """Have stdout and stderr take whatever is written.
+
+    Without them (`>&-`), what is written leads nowhere; where their encoding lacks a character, its
+    number is written: names are any bytes, and so are the terminals of this world.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _forget_output() -> None:
@@ -148,7 +157,9 @@ def _forget_output() -> None:
 
 def _complain(error: PagemergeError) -> None:
     def say(text: Any) -> None:
-        sys.stderr.write(f"{text}\n")
+        # a process's name may be in it, and lines of a message stay lines
+        words = "\n".join(map(render_name, str(text).split("\n")))
+        sys.stderr.write(f"{words}\n")
 
     say(f"pagemerge: error: {error}")
     if error.hint:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pagemerge.errors import CommandError, PagemergeError, ProcessGoneError
-from pagemerge.units import PAGE_SIZE, render_duration
+from pagemerge.units import PAGE_SIZE, render_duration, render_name
 
 if TYPE_CHECKING:
     from pagemerge.insight import Target
@@ -78,7 +78,7 @@ def carry_out(args: argparse.Namespace, *, on: bool) -> int:
             outcome.error = str(error)
             # of a tree or a cgroup: that processes end is nothing to complain of
             outcome.expected = isinstance(error, ProcessGoneError) and target.pid not in args.pids
-            sys.stderr.write(f"{target.label}: {error}\n")
+            sys.stderr.write(f"{target.label}: {render_name(str(error))}\n")
         else:
             outcome.stopped_seconds = done.stopped_seconds
             if not args.json:

@@ -24,6 +24,7 @@ from pagemerge.memory.ownership import (
     read_cgroup,
     read_user,
 )
+from pagemerge.units import render_name
 
 __all__ = ["Target", "Targets", "find_targets"]
 
@@ -49,7 +50,9 @@ class Target:
     @property
     def label(self) -> str:
         """What people call it."""
-        return str(self.path) if self.path is not None else f"{self.command}[{self.pid}]"
+        return render_name(
+            str(self.path) if self.path is not None else f"{self.command}[{self.pid}]"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from pagemerge.units import render_name
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -110,7 +112,7 @@ def render_list(
     """
     lefts = frozenset(left)
     table: dict[str, list[str]] = {
-        name: [_plain(cell) for cell in cells] if name in lefts else [*cells]
+        name: [render_name(cell) for cell in cells] if name in lefts else [*cells]
         for name, cells in zip(columns, zip(*rows, strict=True) if rows else (), strict=bool(rows))
         if not {*cells} <= {"-", ""}
     } or {name: [] for name in columns}
@@ -126,11 +128,6 @@ def render_list(
     form = "  ".join(f"{{:{'<' if name in lefts else '>'}{size}}}" for name, size in wide.items())
     lines = zip(*(table[name] for name in wide), strict=True)
     return [form.format(*wide).rstrip(), *(form.format(*line).rstrip() for line in lines)]
-
-
-def _plain(cell: str) -> str:
-    """Take out what would move the cursor: a process may call itself anything."""
-    return cell if cell.isprintable() else "".join(c if c.isprintable() else "?" for c in cell)
 
 
 def _shorten(text: str, width: int) -> str:

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pagemerge.ksm import Event, LostEvents
-from pagemerge.units import render_count, render_duration
+from pagemerge.units import render_count, render_duration, render_name
 from pagemerge.views.terminal import make_console, make_table, show
 from pagemerge.views.trace_summary import TraceSummary, errno_name
 
@@ -51,7 +51,7 @@ def render_event(event: Event | LostEvents, name_of: NameOf) -> str:
         words[-1] += f" ({errno_name(event.fields['err'])})"
     who = ""
     if event.pid is not None:
-        who = f"{event.pid} {name_of(event.pid) or '(ended)'} ({event.how})"
+        who = f"{event.pid} {render_name(name_of(event.pid) or '(ended)')} ({event.how})"
     return f"{event.time:17.6f}  {event.name:<23}  {who:<32}  {' '.join(words)}".rstrip()
 
 
@@ -168,7 +168,7 @@ def _process_table(summary: TraceSummary, name_of: NameOf, limit: int | None) ->
     rows = []
     for pid, one in summary.by_merges()[:limit]:
         failed = sum(one.failed.values())
-        name = "unknown" if pid is None else name_of(pid) or "(ended)"
+        name = "unknown" if pid is None else render_name(name_of(pid) or "(ended)")
         numbers = (one.merged, one.zeroed, failed, one.removed)
         rows.append(("-" if pid is None else str(pid), *map(render_count, numbers), name))
     return make_table(

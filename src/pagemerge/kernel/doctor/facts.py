@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pagemerge.ksm import KnobValue, Process
-from pagemerge.units import PAGE_SIZE
+from pagemerge.units import PAGE_SIZE, render_name
 
 __all__ = ["Contents", "Facts", "Machine", "ProcessFacts"]
 
@@ -99,7 +99,7 @@ class ProcessFacts:
     @property
     def label(self) -> str:
         """What people call it."""
-        return f"{self.comm}[{self.pid}]"
+        return f"{render_name(self.comm)}[{self.pid}]"
 
     @property
     def merged_pages(self) -> int:
