@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pagemerge.commands import main
 from pagemerge.engine.client import EngineKsm
 from pagemerge.errors import EngineError, RejectedError
 from tests.support.engine import EngineDaemon
@@ -92,3 +93,22 @@ def test_what_can_not_be_marked_is_refused(engine_daemon: EngineDaemon) -> None:
             ksm.advise(child.pid, start, start + PAGES * 4096)
         with pytest.raises(EngineError, match="is not a client of the engine"):
             ksm.advise(1, start, start + 4096)
+
+
+def test_the_commands_switch_it_on_and_off_for_a_client(
+    engine_daemon: EngineDaemon,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PAGEMERGE_RUNTIME_DIR", str(engine_daemon.runtime))
+    with (
+        holder(agent_env(engine_daemon.runtime)) as child,
+        EngineKsm(engine_daemon.runtime) as ksm,
+    ):
+        known(engine_daemon, child)
+        for command, on in (("enable", True), ("disable", False)):
+            assert main([command, "--ksm", "engine", str(child.pid)]) == 0
+            assert f"merging {'on' if on else 'off'}\n" in capsys.readouterr().out
+            assert [process.ksm_merge_any for process in ksm.processes()] == [on]
+        assert main(["enable", "--ksm", "engine", "1"]) == 1
+        assert "is not a client of the engine" in capsys.readouterr().err

@@ -315,3 +315,8 @@ input()
         child.read_line()
         assert main(["enable", "--dry-run", str(child.pid)]) == 0
         assert capsys.readouterr().out == f"?[31m?[{child.pid}]: merging on (not done)\n"
+
+
+def test_an_empty_cgroup_is_not_the_whole_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["enable", "--cgroup", "", "--dry-run"]) == 2
+    assert "no path" in capsys.readouterr().err

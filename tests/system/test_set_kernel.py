@@ -114,7 +114,11 @@ def test_who_may_not_write_is_told_before_anything_is_written() -> None:
         f"os.setresuid({NOBODY}, {NOBODY}, {NOBODY})\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    for command in (["set", "pages_to_scan=123"], ["set", "--dry-run", "pages_to_scan=123"]):
+    for command in (
+        ["set", "pages_to_scan=123"],
+        ["set", "--dry-run", "pages_to_scan=123"],
+        ["run-state", "off"],
+    ):
         done = subprocess.run(
             [sys.executable, "-c", program, *command, "--ksm", "kernel"],
             capture_output=True,

@@ -1,4 +1,4 @@
-"""Switch merging by the kernel's KSM off for running processes, or for a region of one.
+"""Switch merging off for running processes, or for a region of one.
 
 What is merged there is unmerged at once, which takes memory for each page, and time: some 2 us a
 page. Without --region it undoes 'enable' and prctl(PR_SET_MEMORY_MERGE); what a program marked by
@@ -12,7 +12,7 @@ import argparse
 from pagemerge.commands.requesting import add_request_options, carry_out
 
 NAME = "disable"
-HELP = "switch the kernel's merging off for running processes"
+HELP = "switch merging off for running processes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

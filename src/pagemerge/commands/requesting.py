@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pagemerge.choice import IMPLEMENTATIONS
 from pagemerge.errors import CommandError, PagemergeError, ProcessGoneError
 from pagemerge.units import PAGE_SIZE, render_duration, render_name
 
@@ -35,6 +36,12 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
         "--region", metavar="START-END", help="only this part, as in /proc/PID/maps (one process)"
     )
     parser.add_argument(
+        "--ksm",
+        choices=IMPLEMENTATIONS,
+        default="kernel",
+        help="whose merging: the kernel's (default), or the engine's, for its clients",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="say which processes are meant, stop none"
     )
     parser.add_argument("--json", action="store_true", help="a list, one object a process")
@@ -49,8 +56,6 @@ def carry_out(args: argparse.Namespace, *, on: bool) -> int:
         CommandError: they name no process, or the region is none.
         PagemergeError: it failed, for the only process that is meant.
     """
-    from pagemerge.kernel import advise_region, set_memory_merge
-
     region = None if args.region is None else _parse_region(args.region)
     found, missing = _find(args)
     if region and len(found) > 1:
@@ -68,10 +73,7 @@ def carry_out(args: argparse.Namespace, *, on: bool) -> int:
                 sys.stdout.write(f"{target.label}: merging {word} (not done)\n")
             continue
         try:
-            if region:
-                done = advise_region(target.pid, *region, on=on)
-            else:
-                done = set_memory_merge(target.pid, on=on)
+            outcome.stopped_seconds = _ask(args.ksm, target.pid, region, on=on)
         except PagemergeError as error:
             if alone:
                 raise
@@ -80,12 +82,9 @@ def carry_out(args: argparse.Namespace, *, on: bool) -> int:
             outcome.expected = isinstance(error, ProcessGoneError) and target.pid not in args.pids
             sys.stderr.write(f"{target.label}: {render_name(str(error))}\n")
         else:
-            outcome.stopped_seconds = done.stopped_seconds
+            outcome.done = True
             if not args.json:
-                stopped = render_duration(done.stopped_seconds)
-                sys.stdout.write(
-                    f"{target.label}: merging {word}, a thread stopped for {stopped}\n"
-                )
+                sys.stdout.write(f"{target.label}: merging {word}{_stop_words(outcome)}\n")
     if args.json:
         json.dump([outcome.as_json(on=on) for outcome in outcomes], sys.stdout, indent=1)
         sys.stdout.write("\n")
@@ -97,10 +96,11 @@ def carry_out(args: argparse.Namespace, *, on: bool) -> int:
 
 @dataclass
 class _Outcome:
-    """What became of one process; `stopped_seconds` is None where nothing was done."""
+    """What became of one process; `stopped_seconds` is None where no thread was stopped."""
 
     pid: int
     command: str
+    done: bool = False
     stopped_seconds: float | None = None
     error: str | None = None
     expected: bool = False
@@ -109,10 +109,40 @@ class _Outcome:
         return {
             "pid": self.pid,
             "command": self.command,
-            "merging": on if self.stopped_seconds is not None else None,
+            "merging": on if self.done else None,
             "stopped_seconds": self.stopped_seconds,
             "error": self.error,
         }
+
+
+def _ask(ksm: str, pid: int, region: tuple[int, int] | None, *, on: bool) -> float | None:
+    """Have a process make the call; gives how long a thread of it was stopped, if one was.
+
+    Raises:
+        PagemergeError: it was not made.
+    """
+    if ksm == "kernel":
+        from pagemerge.kernel import advise_region, set_memory_merge
+
+        if region:
+            return advise_region(pid, *region, on=on).stopped_seconds
+        return set_memory_merge(pid, on=on).stopped_seconds
+    from pagemerge.engine.client import EngineKsm
+
+    with EngineKsm() as engine:
+        if region:
+            engine.advise(pid, *region, on=on)
+        elif on:
+            engine.enable(pid)
+        else:
+            engine.disable(pid)
+    return None  # its agent does it, in a thread of its own
+
+
+def _stop_words(outcome: _Outcome) -> str:
+    if outcome.stopped_seconds is None:
+        return ""
+    return f", a thread stopped for {render_duration(outcome.stopped_seconds)}"
 
 
 def _find(args: argparse.Namespace) -> tuple[Sequence[Target], list[int]]:

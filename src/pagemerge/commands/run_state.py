@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         CommandError: unmerging was not confirmed, or there is not the memory for it.
     """
     value = STATES[args.state]
-    with open_ksm(args, looks=args.dry_run) as ksm:
+    with open_ksm(args) as ksm:
         changes = ksm.knobs.plan(run=value)
         needed, spare = _price(ksm, changes)
         if not args.dry_run:

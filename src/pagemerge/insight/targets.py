@@ -104,6 +104,8 @@ def find_targets(
     broad: list[int] = read_tree(roots)
     broad += _by_name(list(names))
     for name in cgroups:
+        if not name:  # an empty variable of a script must not mean the whole machine
+            raise CommandError("--cgroup: no path", hint="all processes there are: --cgroup /")
         folder = find_cgroup(name)
         if not folder.is_dir():
             raise CommandError(f"no cgroup {name}", hint="its path, as in /proc/PID/cgroup")
