@@ -34,6 +34,7 @@ log = logging.getLogger("pagemerge.daemon")
 
 ADVISE_SECONDS = 10.0  # how long an agent may take to mark memory
 UNMERGE_SECONDS = 60.0  # how long run=2 waits for the agents
+KSMD_NICE = 5  # as the kernel gives its own
 
 
 class Daemon:
@@ -435,6 +436,8 @@ def main(values: dict[str, str], *, detach: bool = False, log_file: Path | None 
     try:
         with _only_one(runtime):
             _raise_descriptor_limit()
+            nice = os.getpriority(os.PRIO_PROCESS, 0)
+            os.setpriority(os.PRIO_PROCESS, 0, max(nice, KSMD_NICE))
             daemon = Daemon(runtime, settings)
             daemon.stop_on_signals()
             log.info("ready in %s, pid %d", runtime, os.getpid())
