@@ -8,6 +8,7 @@
 #include "scanner.h"
 
 enum {
+	FILLED_MANY = 64, /* of a batch's pages */
 	SAME_SUM = 16, /* others that are looked at when a sum has proved to be two contents' */
 };
 
@@ -158,6 +159,7 @@ static void match(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i
 	if (slot != PM_NO_SLOT) {
 		pm_index_remove(&scanner->index, pm_page_number(found.chunk, found.i), sum);
 		pm_pool_fill(&scanner->pool, &scanner->run, slot, sum, page);
+		scanner->filled++;
 		pm_slot_get(&scanner->pool, slot);
 		pm_slot_get(&scanner->pool, slot);
 		pm_slot_index(scanner, slot);
@@ -227,6 +229,7 @@ static void match_batch(struct pm_scanner *scanner, struct pm_batch *batch)
 	uint32_t sum;
 
 	pm_reader_wait(&scanner->reader, batch);
+	scanner->filled = 0;
 	scanner->counts.bytes_read += batch->bytes_read;
 	scanner->counts.bytes_hashed += (uint64_t)batch->hashed * PM_PAGE_SIZE;
 	scanner->counts.read_errors += batch->read_errors;
@@ -250,7 +253,8 @@ static void read_begin(struct pm_scanner *scanner, struct pm_batch *batch)
 {
 	batch->mm = batch->candidates[0].chunk->mm;
 	batch->nodes_max = scanner->knobs.merge_across_nodes || scanner->nodes < 2 ? 0 : PM_NODES_MAX;
-	pm_reader_begin(&scanner->reader, batch);
+	/* Waking a thread costs as much as matching pages that have no twins: it is for batches whose matching fills the pool. */
+	pm_reader_begin(&scanner->reader, batch, batch->n == PM_READ_PAGES && scanner->filled >= FILLED_MANY);
 }
 
 void pm_candidate_add(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, bool decided)

@@ -11,8 +11,6 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { THREAD_PAGES = 64 }; /* fewer are not worth waking a thread */
-
 /* The candidate after those that lie next to each other from `from` on. */
 static size_t adjacent(const struct pm_batch *batch, size_t from)
 {
@@ -198,9 +196,9 @@ void pm_reader_deinit(struct pm_reader *reader)
 	pthread_mutex_destroy(&reader->lock);
 }
 
-void pm_reader_begin(struct pm_reader *reader, struct pm_batch *batch)
+void pm_reader_begin(struct pm_reader *reader, struct pm_batch *batch, bool beside)
 {
-	if (batch->n < THREAD_PAGES || !start(reader)) {
+	if (!beside || !start(reader)) {
 		read_batch(batch);
 		return;
 	}

@@ -43,8 +43,8 @@ struct pm_reader {
 
 void pm_reader_init(struct pm_reader *reader);
 void pm_reader_deinit(struct pm_reader *reader);
-/* Begin to read a batch; the one before is waited for. */
-void pm_reader_begin(struct pm_reader *reader, struct pm_batch *batch);
+/* Begin to read a batch; the one before is waited for.  `beside`: there is something to do meanwhile; else it is read here and now. */
+void pm_reader_begin(struct pm_reader *reader, struct pm_batch *batch, bool beside);
 /* Until that batch has been read. */
 void pm_reader_wait(struct pm_reader *reader, const struct pm_batch *batch);
 

@@ -157,6 +157,7 @@ struct pm_scanner {
 	struct pm_reader reader;
 	struct pm_batch batches[2]; /* one is filled or read while the other is matched */
 	unsigned int filling;
+	uint32_t filled; /* slots, by the batch that was matched last */
 	struct {
 		uint32_t page, slot;
 	} differing[PM_DIFFERING]; /* pages of an answer that proved to differ from their slots */
