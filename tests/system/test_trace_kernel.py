@@ -196,15 +196,20 @@ def test_a_trace_that_ends_leaves_no_instance(tracefs: Path) -> None:
     assert not instances(tracefs, os.getpid())
 
 
+def is_tracing(instance: Path) -> bool:
+    """Whether an instance has its events on; the folder is there before its files are."""
+    try:
+        return (instance / "events/ksm/ksm_stop_scan/enable").read_text().startswith("1")
+    except FileNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
 def tracing(tracefs: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen([*TRACE, *arguments], stdout=subprocess.DEVNULL)
     try:
         wait_until(
-            lambda: any(
-                (path / "events/ksm/ksm_stop_scan/enable").read_text().startswith("1")
-                for path in instances(tracefs, process.pid)
-            ),
+            lambda: any(is_tracing(path) for path in instances(tracefs, process.pid)),
             "the trace's instance",
         )
         yield process
