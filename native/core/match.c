@@ -93,6 +93,7 @@ static uint32_t slot_for(struct pm_scanner *scanner, struct pm_chunk *chunk, uin
 
 	if (own && (!segment || segment->state != PM_SEGMENT_LIVE)) {
 		if (pm_pool_window(&scanner->pool, on, false, &chunk->window)) {
+			scanner->counts.write_errors++;
 			chunk->window = PM_NO_SLOT;
 			return PM_NO_SLOT;
 		}
@@ -111,6 +112,7 @@ static uint32_t slot_for(struct pm_scanner *scanner, struct pm_chunk *chunk, uin
 		if (!segment || segment->state != PM_SEGMENT_LIVE || segment->node != on ||
 		    scanner->spill_used[node] == PM_WINDOW_PAGES) {
 			if (pm_pool_window(&scanner->pool, on, true, &scanner->spill[node])) {
+				scanner->counts.write_errors++;
 				scanner->spill[node] = PM_NO_SLOT;
 				return PM_NO_SLOT;
 			}
@@ -167,6 +169,8 @@ static void match(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i
 		ask(chunk, i, slot);
 		return;
 	}
+	if (found.chunk) /* the pool can't be made larger just now: as if it had not been looked at */
+		return;
 	if (found.same) {
 		pm_page_leave(chunk, i, PM_LINK_KNOWN);
 		return;

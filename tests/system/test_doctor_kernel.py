@@ -26,7 +26,7 @@ def child() -> Iterator[Child]:
 
 def examine(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
     """Run it; the findings by name, and the exit status as "status"."""
-    status = main(["doctor", "--json", *map(str, arguments)])
+    status = main(["doctor", "--ksm", "kernel", "--json", *map(str, arguments)])
     data = json.loads(capsys.readouterr().out)
     found = {finding["name"]: finding for finding in data["findings"]}
     worst = {finding["severity"] for finding in data["findings"]}
@@ -147,6 +147,22 @@ def test_ksmd_that_never_sleeps_is_found(
     assert "never sleeps" in found["ksmd_busy"]["cause"]
 
 
+def test_ksmd_going_over_settled_pages_again_and_again_is_found_and_its_cure_cures(
+    kernel_ksm: KernelKsmControl, child: Child, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pid = mark(child, f"unique {8 * PAGES}")
+    settle(kernel_ksm, sleep_millisecs=0)
+    # a look while something else merges, or while ksmd gets no processor, says nothing
+    found = wait_until(
+        lambda: examine(capsys, pid, "--quick", "--look", "300ms").get("scans_in_vain"),
+        "a look at settled pages",
+    )
+    assert found["evidence"][0]["value"] >= 4
+    assert main(found["cure"][0].split()[1:]) == 0
+    capsys.readouterr()
+    assert "scans_in_vain" not in examine(capsys, pid, "--quick", "--look", "300ms")
+
+
 def test_the_advisor_is_told_of(
     kernel_ksm: KernelKsmControl, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,5 +214,5 @@ def test_a_process_that_has_ended_is_an_error(capsys: pytest.CaptureFixture[str]
     with Child("print('ok')") as child:
         child.read_line()
         child.finish()
-    assert main(["doctor", str(child.pid), "--quick", "--look", "1ms"]) == 1
+    assert main(["doctor", "--ksm", "kernel", str(child.pid), "--quick", "--look", "1ms"]) == 1
     assert "has ended" in capsys.readouterr().err

@@ -118,7 +118,11 @@ def test_a_region_that_is_marked_says_so_before_it_is_merged(
 def test_processes_that_may_not_be_looked_at_are_not_taken_for_absent() -> None:
     require(os.geteuid() == 0, "root")
     env = {**os.environ, **package_for(NOBODY)}
-    for command in (["ps"], ["ps", "--json"], ["doctor", "--look", "0ms", "--json"]):
+    for command in (
+        ["ps"],
+        ["ps", "--json"],
+        ["doctor", "--ksm", "kernel", "--look", "0ms", "--json"],
+    ):
         done = subprocess.run(
             [python_for(NOBODY), "-m", "pagemerge", *command],
             env={**env, "PAGEMERGE_KSM": "kernel"},
@@ -144,7 +148,7 @@ def test_contradictions_are_refused(
 
 @pytest.mark.parametrize("watch", ["0", "0.01", "soon"])
 def test_a_watch_that_is_no_time_is_refused(watch: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["status", "--ksm", "kernel", "--watch", watch]) in (1, 2)
+    assert main(["status", "--ksm", "kernel", "--watch", watch]) == 2
     assert "pagemerge: error: " in capsys.readouterr().err
 
 

@@ -74,7 +74,19 @@ COMMANDS: Final[tuple[Command, ...]] = (
 
 
 class _Parser(argparse.ArgumentParser):
-    """Leaves it to `main` to print what is wrong."""
+    """Leaves it to `main` to print what is wrong; arguments may stand on both sides of options."""
+
+    _mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        several = any(action.nargs in ("*", "+") for action in self._get_positional_actions())
+        if self._mixing or not several:
+            return super().parse_known_args(args, namespace)
+        self._mixing = True  # which calls this again
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False
 
     def error(self, message: str) -> NoReturn:
         raise CommandError(message, hint=f"{self.prog} --help")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from pagemerge.commands.options import add_json_option, add_ksm_option, open_ksm
+from pagemerge.commands.options import add_json_option, add_ksm_option, open_ksm, parse_time
 from pagemerge.commands.targeting import (
     ProgressLine,
     add_look_options,
@@ -23,7 +23,6 @@ from pagemerge.commands.targeting import (
     targets_of,
 )
 from pagemerge.errors import CommandError
-from pagemerge.units import parse_duration
 
 if TYPE_CHECKING:
     from pagemerge.insight import Advice, Targets
@@ -105,7 +104,9 @@ def _apply(args: argparse.Namespace, ksm: Ksm, advice: Advice, targets: Targets)
 
     progress = ProgressLine()
     try:
-        applied = apply_advice(ksm, advice, targets, parse_duration(args.timeout), progress)
+        applied = apply_advice(
+            ksm, advice, targets, parse_time("--timeout", args.timeout), progress
+        )
     finally:
         progress.clear()
     if args.json:

@@ -6,10 +6,18 @@ import argparse
 
 from pagemerge import choice
 from pagemerge.choice import IMPLEMENTATIONS
-from pagemerge.errors import CommandError
+from pagemerge.errors import CommandError, FormatError
 from pagemerge.ksm import Ksm, parse_assignment
+from pagemerge.units import parse_duration
 
-__all__ = ["add_json_option", "add_ksm_option", "open_ksm", "parse_assignments"]
+__all__ = [
+    "add_json_option",
+    "add_ksm_option",
+    "open_ksm",
+    "parse_assignments",
+    "parse_pid",
+    "parse_time",
+]
 
 
 def add_ksm_option(parser: argparse.ArgumentParser) -> None:
@@ -56,3 +64,26 @@ def parse_assignments(texts: list[str]) -> dict[str, str]:
             raise CommandError(f"{name} is given twice")
         values[name] = value
     return values
+
+
+def parse_pid(text: str) -> int:
+    """Read a process's number; for argparse, which prints what is wrong.
+
+    Raises:
+        ArgumentTypeError: no process has such a number.
+    """
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 1 << 31:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of a process")
+    return int(text)
+
+
+def parse_time(option: str, text: str) -> float:
+    """Read the time that an option gives, in seconds.
+
+    Raises:
+        CommandError: it is none.
+    """
+    try:
+        return parse_duration(text)
+    except FormatError as error:
+        raise CommandError(f"{option}: {error}", hint=error.hint) from error

@@ -13,7 +13,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pagemerge.commands.options import add_json_option, add_ksm_option, open_ksm
+from pagemerge.commands.options import add_json_option, add_ksm_option, open_ksm, parse_pid
 from pagemerge.commands.watching import add_top_option, add_watch_option, rows_of, show
 from pagemerge.errors import (
     CommandError,
@@ -29,7 +29,7 @@ HELP = "show what is merged in each region of a process"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("pid", type=int, nargs="?", metavar="PID", help="a process")
+    parser.add_argument("pid", type=parse_pid, nargs="?", metavar="PID", help="a process")
     parser.add_argument(
         "--cgroup",
         action="append",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pagemerge.choice import IMPLEMENTATIONS
+from pagemerge.commands.options import parse_pid
 from pagemerge.errors import CommandError, PagemergeError, ProcessGoneError
 from pagemerge.units import PAGE_SIZE, render_duration, render_name
 
@@ -22,9 +23,14 @@ __all__ = ["add_request_options", "carry_out"]
 
 def add_request_options(parser: argparse.ArgumentParser) -> None:
     """Declare whose memory, and which part; `carry_out` reads them."""
-    parser.add_argument("pids", nargs="*", type=int, metavar="PID", help="a process")
+    parser.add_argument("pids", nargs="*", type=parse_pid, metavar="PID", help="a process")
     parser.add_argument(
-        "--tree", type=int, action="append", default=[], metavar="PID", help="with descendants"
+        "--tree",
+        type=parse_pid,
+        action="append",
+        default=[],
+        metavar="PID",
+        help="with descendants",
     )
     parser.add_argument(
         "--cgroup", action="append", default=[], metavar="PATH", help="all processes of a cgroup"

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from pagemerge.commands.options import parse_pid, parse_time
 from pagemerge.errors import CommandError, PagemergeError
 from pagemerge.ksm import KnobValue, known_knob
-from pagemerge.units import parse_duration
 
 if TYPE_CHECKING:
     from pagemerge.insight import EstimateOptions, Targets
@@ -30,7 +30,12 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         help="a process's number, or a file: an ELF core, a QEMU/libvirt dump, a raw image",
     )
     group.add_argument(
-        "--tree", type=int, action="append", default=[], metavar="PID", help="with descendants"
+        "--tree",
+        type=parse_pid,
+        action="append",
+        default=[],
+        metavar="PID",
+        help="with descendants",
     )
     group.add_argument(
         "--name", action="append", default=[], metavar="PATTERN", help="by command, like 'redis*'"
@@ -115,7 +120,7 @@ def look_options(
     return EstimateOptions(
         mergeable=args.mergeable,
         sample=_parse_sample(args.sample),
-        settle_seconds=None if args.settle is None else parse_duration(args.settle),
+        settle_seconds=None if args.settle is None else parse_time("--settle", args.settle),
         threads=args.threads,
         **values,
     )

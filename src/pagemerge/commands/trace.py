@@ -17,7 +17,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from pagemerge.commands.options import add_ksm_option, open_ksm
+from pagemerge.commands.options import add_ksm_option, open_ksm, parse_pid
 from pagemerge.errors import CommandError, FormatError, ProcessGoneError
 from pagemerge.ksm import EVENTS, Event, Ksm, LostEvents
 from pagemerge.memory import read_comm
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pid",
         action="append",
-        type=int,
+        type=parse_pid,
         metavar="PID",
         help="only events known to be about this process; may be repeated",
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from pagemerge.commands.options import parse_time
 from pagemerge.errors import CommandError
-from pagemerge.units import parse_duration
 
 __all__ = ["add_top_option", "add_watch_option", "rows_of", "show"]
 
@@ -43,14 +43,14 @@ def show(args: argparse.Namespace, draw: Callable[[int], None]) -> None:
         draw: prints; gets the lines that there are room for, 0: any number.
 
     Raises:
-        CommandError, FormatError: `--watch` is no time.
+        CommandError: `--watch` is no time.
     """
     if getattr(args, "top", 0) < 0:
         raise CommandError(f"--top {args.top}: a number of rows")
     if args.watch is None:
         draw(0)
         return
-    seconds = parse_duration(args.watch)
+    seconds = parse_time("--watch", args.watch)
     if seconds < 0.05:
         raise CommandError(f"--watch {args.watch}: too often", hint="0.05 seconds or more")
     from pagemerge.views.watching import watch

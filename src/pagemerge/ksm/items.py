@@ -524,7 +524,7 @@ COUNTERS: Final = (
         name="write_errors",
         unit=Unit.TIMES,
         since=None,
-        meaning="writes to the pool that failed, for want of memory",
+        meaning="times that the pool could not be written or made larger, for want of memory",
         monotone=True,
         is_detail=True,
     ),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pagemerge.kernel.doctor import Facts, Finding, breakage_bytes
+from pagemerge.ksm.doctor import Facts, Finding, breakage_bytes
 from pagemerge.ksm.worth import estimate_spare_bytes
 from pagemerge.units import render_bytes
 from pagemerge.views.terminal import make_console
@@ -22,7 +22,7 @@ def doctor_data(
 ) -> dict[str, Any]:
     """Give what was found; the keys stay the same whatever it is."""
     return {
-        "ksm": "kernel",
+        "ksm": facts.machine.implementation,
         "findings": [asdict(finding) for finding in findings],
         "processes": [process.pid for process in facts.processes],
         "breakage": {
@@ -45,11 +45,12 @@ def print_doctor(facts: Facts, findings: Sequence[Finding], notes: Sequence[str]
             console.print(f"  {'cure:' if not number else '     '} {cure}")
         console.print()
     if facts.machine.has_ksm:
+        who = "the kernel's KSM" if facts.machine.implementation == "kernel" else "the engine"
         needed = breakage_bytes(facts.machine)
         spare = estimate_spare_bytes(facts.machine.meminfo)
         console.print(
-            f"Merging spares {render_bytes(needed)} now. If all of it were written to, that much "
-            "would be needed again; "
+            f"Merging by {who} spares {render_bytes(needed)} now. If all of it were written to, "
+            "that much would be needed again; "
             + ("how much there is, is unknown." if spare is None else f"{render_bytes(spare)} are")
             + ("" if spare is None else " available, free swap included.")
         )

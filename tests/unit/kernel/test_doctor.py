@@ -296,6 +296,9 @@ def test_what_grows_between_two_looks_is_told_by_its_rate() -> None:
     skipping = {"pages_scanned": 1100, "pages_skipped": 1800, "full_scans": 9}
     assert told(replace(WELL, later=skipping)) == {"smart_scan_skips"}
     assert told(replace(WELL, ksmd_cpu_seconds=0.4)) == {"ksmd_busy"}
+    busy = {**WELL.later, "full_scans": 49, "pages_sharing": 0}
+    assert told(replace(WELL, ksmd_cpu_seconds=0.2, later=busy)) == {"scans_in_vain"}
+    assert told(replace(WELL, ksmd_cpu_seconds=0.2, later=busy | {"pages_sharing": 1})) == set()
     assert told(replace(WELL, vmstat={"cow_ksm": 5000})) == {"breaks_often"}
     assert told(replace(WELL, vmstat={"ksm_swpin_copy": 1})) == {"swap_copies"}
 
@@ -328,7 +331,14 @@ def test_what_the_memory_holds_is_told(name: str, contents: Contents) -> None:
 def test_every_check_is_tested_here() -> None:
     others = {
         *("nobody_registered", "little_marked", "smart_scan_skips", "breaks_often"),
-        *("swap_copies", "side_channel", "nothing_equal", "rewritten", "zero_unused"),
+        *(
+            "scans_in_vain",
+            "swap_copies",
+            "side_channel",
+            "nothing_equal",
+            "rewritten",
+            "zero_unused",
+        ),
     }
     checks = {check.__name__ for check in (*MACHINE_CHECKS, *PROCESS_CHECKS)}
     assert checks == {*FILES, *others}

@@ -1,10 +1,19 @@
 """Why is nothing shared? Every known cause as one small check over facts that were read before."""
 
-from pagemerge.kernel.doctor.facts import Contents, Facts, Machine, ProcessFacts
-from pagemerge.kernel.doctor.finding import Evidence, Finding, Severity
-from pagemerge.kernel.doctor.machine import MACHINE_CHECKS, breakage_bytes
+from pagemerge.kernel.doctor.machine import MACHINE_CHECKS
 from pagemerge.kernel.doctor.process import PROCESS_CHECKS
 from pagemerge.kernel.doctor.reading import read_facts
+from pagemerge.ksm.doctor import (
+    Contents,
+    Evidence,
+    Facts,
+    Finding,
+    Machine,
+    ProcessFacts,
+    Severity,
+    breakage_bytes,
+    by_gravity,
+)
 
 __all__ = [
     "MACHINE_CHECKS",
@@ -31,5 +40,4 @@ def diagnose(facts: Facts) -> list[Finding]:
         for check in PROCESS_CHECKS
         if (finding := check(facts, process))
     ]
-    order = list(Severity)
-    return sorted(found, key=lambda finding: order.index(finding.severity))
+    return by_gravity(found)

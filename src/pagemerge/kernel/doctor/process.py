@@ -1,20 +1,31 @@
-"""Causes that lie with a process: what of its memory is marked, there, and fit to be merged."""
+"""Causes that lie with a process, as the kernel's KSM sees it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
-from pagemerge.kernel.doctor.facts import Facts, ProcessFacts
-from pagemerge.kernel.doctor.finding import Evidence, Finding, Severity
+from pagemerge.ksm.doctor import (
+    LITTLE_BYTES,
+    Evidence,
+    Facts,
+    Finding,
+    ProcessCheck,
+    ProcessFacts,
+    Severity,
+    finding_of,
+    in_huge_pages,
+    little_marked,
+    never_mergeable,
+    not_touched,
+    not_visited,
+    process_costs_more,
+    swapped,
+)
 from pagemerge.units import PAGE_SIZE, render_bytes
 
 __all__ = ["PROCESS_CHECKS"]
 
 PROBLEM, WARNING, NOTE = Severity
-LITTLE_BYTES: Final = 1 << 20  # below it, memory that does not merge is not worth a word
-
-Check = Callable[[Facts, ProcessFacts], Finding | None]
 
 
 def no_memory(_facts: Facts, process: ProcessFacts) -> Finding | None:
@@ -23,12 +34,12 @@ def no_memory(_facts: Facts, process: ProcessFacts) -> Finding | None:
         return None
     if process.marked_regions or process.able_anonymous or process.unable:
         return None
-    return _finding(
+    return finding_of(
         process,
         "no_memory",
         PROBLEM,
         f"{process.label} has no memory of its own: it is a kernel thread or has ended.",
-        Evidence("mappings", 0, _path(process, "smaps")),
+        Evidence("mappings", 0, process.file("smaps")),
     )
 
 
@@ -38,52 +49,15 @@ def not_mergeable(_facts: Facts, process: ProcessFacts) -> Finding | None:
         return None
     if not process.able_anonymous and not process.unable:
         return None
-    return _finding(
+    return finding_of(
         process,
         "not_mergeable",
         PROBLEM,
         f"No region of {process.label} is marked mergeable. Where the program has called "
         "madvise(MADV_MERGEABLE): it returns 0 without effect on shared memory, huge pages of "
         f"hugetlbfs and devices. {render_bytes(process.able_anonymous)} of it could be marked.",
-        Evidence("regions with mg in VmFlags", 0, _path(process, "smaps")),
+        Evidence("regions with mg in VmFlags", 0, process.file("smaps")),
         cure=(f"pagemerge enable {process.pid}",) if process.able_anonymous else (),
-    )
-
-
-def little_marked(_facts: Facts, process: ProcessFacts) -> Finding | None:
-    """The bulk of its memory is not marked."""
-    able = process.able_anonymous
-    if not process.marked_regions or able < LITTLE_BYTES or able < 4 * process.marked_anonymous:
-        return None
-    return _finding(
-        process,
-        "little_marked",
-        NOTE,
-        f"{process.label} has marked {render_bytes(process.marked_anonymous)}; "
-        f"{render_bytes(able)} more could be marked.",
-        Evidence("unmarked anonymous bytes", able, _path(process, "smaps")),
-        cure=(f"pagemerge estimate {process.pid}", f"pagemerge enable {process.pid}"),
-    )
-
-
-def never_mergeable(_facts: Facts, process: ProcessFacts) -> Finding | None:
-    """Most of its memory is shared, of hugetlbfs, or a device's."""
-    total = sum(process.unable.values())
-    own = process.marked_anonymous + process.able_anonymous
-    if total < LITTLE_BYTES or total < own:
-        return None
-    why, most = max(process.unable.items(), key=lambda item: item[1])
-    return _finding(
-        process,
-        "never_mergeable",
-        WARNING,
-        f"Most of the memory of {process.label} can never be merged, whatever is asked: "
-        f"{render_bytes(most)} are {why}. KSM merges private anonymous memory only.",
-        *(
-            Evidence(f"{why}, bytes", amount, _path(process, "smaps"))
-            for why, amount in process.unable.items()
-            if amount
-        ),
     )
 
 
@@ -91,92 +65,14 @@ def file_backed(_facts: Facts, process: ProcessFacts) -> Finding | None:
     """What is marked are pages of files."""
     if process.marked_file < LITTLE_BYTES or process.marked_file < process.marked_anonymous:
         return None
-    return _finding(
+    return finding_of(
         process,
         "file_backed",
         NOTE,
         f"{render_bytes(process.marked_file)} of what {process.label} has marked are pages of "
         "files that nobody has written to. KSM leaves them alone; the page cache has one copy "
         "for all anyway.",
-        Evidence("Rss - Anonymous, bytes", process.marked_file, _path(process, "smaps")),
-    )
-
-
-def not_touched(_facts: Facts, process: ProcessFacts) -> Finding | None:
-    """Memory that was never written to is no memory yet."""
-    there = process.marked_anonymous + process.marked_file + process.marked_swap
-    size = process.marked_size
-    if not size or process.merged_pages or there * 10 > size:
-        return None
-    return _finding(
-        process,
-        "not_touched",
-        WARNING,
-        f"{process.label} has marked {render_bytes(size)}, of which only "
-        f"{render_bytes(there)} are there: memory that was not written to yet (reading leads to "
-        "the zero page) has no pages to merge.",
-        Evidence("marked bytes", size, _path(process, "smaps")),
-        Evidence("Anonymous, bytes", process.marked_anonymous, _path(process, "smaps")),
-    )
-
-
-def not_visited(_facts: Facts, process: ProcessFacts) -> Finding | None:
-    """Ksmd has not come to it yet."""
-    pages = process.marked_anonymous // PAGE_SIZE
-    if process.ksm is None or process.ksm.ksm_rmap_items is None:
-        return None
-    seen = process.ksm.ksm_rmap_items + (process.ksm.ksm_zero_pages or 0)
-    if pages < 2 or seen * 2 > pages:
-        return None
-    return _finding(
-        process,
-        "not_visited",
-        WARNING,
-        f"ksmd has seen {seen} of the {pages} pages of {process.label} that it could look at: "
-        "it has not come there yet, or it does not run.",
-        Evidence("ksm_rmap_items", process.ksm.ksm_rmap_items, _path(process, "ksm_stat")),
-        Evidence("Anonymous, bytes", process.marked_anonymous, _path(process, "smaps")),
-        cure=("pagemerge status --ksm kernel",),
-    )
-
-
-def in_huge_pages(facts: Facts, process: ProcessFacts) -> Finding | None:
-    """Merging splits huge pages; khugepaged may make them whole again."""
-    huge = process.marked_huge
-    if not huge:
-        return None
-    machine = facts.machine
-    undone = (
-        f" khugepaged may copy merged pages back into a huge one where at most {most} of its "
-        "pages are shared."
-        if (most := machine.max_ptes_shared)
-        else ""
-    )
-    return _finding(
-        process,
-        "in_huge_pages",
-        NOTE,
-        f"{render_bytes(huge)} of the marked memory of {process.label} lie in transparent huge "
-        "pages. ksmd splits one as soon as a page in it has a twin, which saves memory and may "
-        f"cost speed.{undone}",
-        Evidence("AnonHugePages, bytes", huge, _path(process, "smaps")),
-        Evidence("enabled", machine.thp, "/sys/kernel/mm/transparent_hugepage/enabled"),
-        cure=(f"pagemerge estimate {process.pid}",),
-    )
-
-
-def swapped(_facts: Facts, process: ProcessFacts) -> Finding | None:
-    """What is in swap is not looked at."""
-    swap = process.marked_swap
-    if not swap or swap * 10 < process.marked_anonymous:
-        return None
-    return _finding(
-        process,
-        "swapped",
-        WARNING,
-        f"{render_bytes(swap)} of the marked memory of {process.label} are in swap, where ksmd "
-        "does not look. Merged pages come back from there as copies and merge anew.",
-        Evidence("Swap, bytes", swap, _path(process, "smaps")),
+        Evidence("Rss - Anonymous, bytes", process.marked_file, process.file("smaps")),
     )
 
 
@@ -184,13 +80,13 @@ def pinned(_facts: Facts, process: ProcessFacts) -> Finding | None:
     """Pages that a device may write to are left alone."""
     if not process.pinned:
         return None
-    return _finding(
+    return finding_of(
         process,
         "pinned",
         WARNING if process.pinned * 2 > process.marked_anonymous else NOTE,
         f"{render_bytes(process.pinned)} of {process.label} are pinned for a device or for "
         "io_uring; pinned pages are never merged.",
-        Evidence("VmPin, bytes", process.pinned, _path(process, "status")),
+        Evidence("VmPin, bytes", process.pinned, process.file("status")),
     )
 
 
@@ -201,28 +97,13 @@ def fork_shared(_facts: Facts, process: ProcessFacts) -> Finding | None:
     shared = process.marked_shared_dirty - process.marked_ksm
     if shared < LITTLE_BYTES or shared * 2 < process.marked_anonymous:
         return None
-    return _finding(
+    return finding_of(
         process,
         "fork_shared",
         NOTE,
         f"{render_bytes(shared)} of {process.label} are shared with its parent or children since "
         "fork: one physical page each, so that there is nothing to save. They count as volatile.",
-        Evidence("Shared_Dirty - KSM, bytes", shared, _path(process, "smaps")),
-    )
-
-
-def process_costs_more(facts: Facts, process: ProcessFacts) -> Finding | None:
-    """Its records take more than merging saves."""
-    profit = process.ksm.ksm_process_profit if process.ksm else None
-    if profit is None or profit >= 0 or facts.machine.count("full_scans") < 3:
-        return None
-    return _finding(
-        process,
-        "process_costs_more",
-        NOTE if -profit < LITTLE_BYTES else WARNING,
-        f"Merging takes {render_bytes(-profit)} more than it saves in {process.label}.",
-        Evidence("ksm_process_profit", profit, _path(process, "ksm_stat")),
-        cure=(f"pagemerge disable {process.pid}",),
+        Evidence("Shared_Dirty - KSM, bytes", shared, process.file("smaps")),
     )
 
 
@@ -284,7 +165,7 @@ def zero_unused(facts: Facts, process: ProcessFacts) -> Finding | None:
     )
 
 
-PROCESS_CHECKS: Final[tuple[Check, ...]] = (
+PROCESS_CHECKS: Final[tuple[ProcessCheck, ...]] = (
     no_memory,
     not_mergeable,
     little_marked,
@@ -301,18 +182,3 @@ PROCESS_CHECKS: Final[tuple[Check, ...]] = (
     rewritten,
     zero_unused,
 )
-
-
-def _finding(
-    process: ProcessFacts,
-    name: str,
-    severity: Severity,
-    cause: str,
-    *evidence: Evidence,
-    cure: tuple[str, ...] = (),
-) -> Finding:
-    return Finding(name, severity, cause, evidence, cure, process.pid)
-
-
-def _path(process: ProcessFacts, name: str) -> str:
-    return f"/proc/{process.pid}/{name}"

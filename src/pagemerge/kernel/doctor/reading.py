@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 
 from pagemerge.errors import KernelError, NotSupportedError, ProcessGoneError
-from pagemerge.kernel.doctor.facts import Contents, Facts, Machine, ProcessFacts
 from pagemerge.kernel.ksm import KernelKsm
 from pagemerge.kernel.processes import (
     obstacle_of,
@@ -18,6 +17,7 @@ from pagemerge.kernel.processes import (
     read_processes,
 )
 from pagemerge.ksm import Process
+from pagemerge.ksm.doctor import Contents, Facts, Machine, ProcessFacts
 from pagemerge.memory import (
     PROC,
     read_comm,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Evidence", "Finding", "Severity"]
+__all__ = ["Evidence", "Finding", "Severity", "by_gravity"]
 
 
 class Severity(StrEnum):
@@ -44,3 +45,9 @@ class Finding:
     evidence: tuple[Evidence, ...] = ()
     cure: tuple[str, ...] = ()
     pid: int | None = None
+
+
+def by_gravity(findings: Iterable[Finding]) -> list[Finding]:
+    """Sort them, the gravest first; those of one gravity stay in their order."""
+    order = list(Severity)
+    return sorted(findings, key=lambda finding: order.index(finding.severity))

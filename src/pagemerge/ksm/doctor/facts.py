@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pagemerge.ksm import KnobValue, Process
+from pagemerge.ksm.interface import Process
+from pagemerge.ksm.values import KnobValue
 from pagemerge.units import PAGE_SIZE, render_name
 
 __all__ = ["Contents", "Facts", "Machine", "ProcessFacts"]
@@ -16,7 +17,10 @@ class Machine:
     """The machine; what could not be read, or is lacking in this kernel, is None or not there.
 
     Attributes:
-        has_ksm: whether there is a /sys/kernel/mm/ksm.
+        implementation: whose merging, "kernel" or "engine".
+        place: what the name of a knob or counter is put behind to say where it stands.
+        ksmd_place: where ksmd's CPU time stands.
+        has_ksm: whether it is there at all: /sys/kernel/mm/ksm, the engine's daemon.
         counters: at the first look; `later` at the second.
         look_seconds: between the two.
         ksmd_cpu_seconds: CPU time of ksmd between the two.
@@ -29,6 +33,9 @@ class Machine:
         scan_ns: CPU time of ksmd for a page, mean since boot; None before the first.
     """
 
+    implementation: str = "kernel"
+    place: str = "/sys/kernel/mm/ksm/"
+    ksmd_place: str = "/proc/PID/stat of ksmd"
     has_ksm: bool = True
     knobs: Mapping[str, KnobValue | None] = field(default_factory=dict)
     counters: Mapping[str, int | None] = field(default_factory=dict)
@@ -42,6 +49,10 @@ class Machine:
     thp: str | None = None
     max_ptes_shared: int | None = None
     scan_ns: float | None = None
+
+    def command(self, text: str) -> str:
+        """Give a command of this package that is meant for this implementation."""
+        return f"pagemerge {text} --ksm {self.implementation}"
 
     def knob(self, name: str) -> int | None:
         """Give a numeric knob; None where this kernel has none."""
@@ -100,6 +111,15 @@ class ProcessFacts:
     def label(self) -> str:
         """What people call it."""
         return f"{render_name(self.comm)}[{self.pid}]"
+
+    @property
+    def stat_file(self) -> str:
+        """Where the numbers of `ksm` stand."""
+        return self.file("ksm_stat")
+
+    def file(self, name: str) -> str:
+        """Name a file of its folder."""
+        return f"/proc/{self.pid}/{name}"
 
     @property
     def merged_pages(self) -> int:
