@@ -49,7 +49,7 @@ def evidence(finding: dict[str, Any]) -> dict[str, Any]:
 
 
 def client(daemon: EngineDaemon, **env: str) -> Child:
-    return holder(agent_env(daemon.runtime, **env))
+    return holder({**agent_env(daemon.runtime), **env})
 
 
 def mark(child: Child, fill: str) -> int:

@@ -154,7 +154,7 @@ def test_ksmd_going_over_settled_pages_again_and_again_is_found_and_its_cure_cur
     settle(kernel_ksm, sleep_millisecs=0)
     # a look while something else merges, or while ksmd gets no processor, says nothing
     found = wait_until(
-        lambda: examine(capsys, pid, "--quick", "--look", "300ms").get("scans_in_vain"),
+        lambda: examine(capsys, pid, "--quick", "--look", "300ms").get("scans_in_vain", {}),
         "a look at settled pages",
     )
     assert found["evidence"][0]["value"] >= 4
