@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks.load import Loaded
 from pagemerge.kernel import set_memory_merge
+from tests.support.kernel_ksm import hold_kernel_ksm_lock
 from tests.support.processes import Child
 
 HERE = Path(__file__).parent
@@ -98,7 +99,8 @@ def main() -> int:
         ["cc", "-O2", "-D_GNU_SOURCE", "-pthread", "-o", program, HERE / "gaps.c"], check=True
     )
     print(f"load average before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
-    table = render_table([measure(what, program, args.rounds) for what in CASES])
+    with hold_kernel_ksm_lock():
+        table = render_table([measure(what, program, args.rounds) for what in CASES])
     print(table)
     if args.markdown:
         args.markdown.write_text(table)

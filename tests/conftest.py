@@ -8,7 +8,12 @@ import pytest
 
 from tests.support.engine import EngineDaemon, run_engine_daemon
 from tests.support.environment import lacking
-from tests.support.kernel_ksm import KernelKsmControl, hold_kernel_ksm, why_no_kernel_ksm
+from tests.support.kernel_ksm import (
+    KernelKsmControl,
+    hold_kernel_ksm,
+    hold_kernel_ksm_lock,
+    why_no_kernel_ksm,
+)
 
 
 @pytest.fixture
@@ -21,6 +26,13 @@ def kernel_ksm() -> Iterator[KernelKsmControl]:
         if control.has("smart_scan"):
             control.write("smart_scan", 0)  # exact counts
         yield control
+
+
+@pytest.fixture
+def kernel_ksm_lock() -> Iterator[None]:
+    """The kernel's KSM, to itself, as it is: for tests that only register processes with it."""
+    with hold_kernel_ksm_lock():
+        yield
 
 
 @pytest.fixture

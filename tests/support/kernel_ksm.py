@@ -1,20 +1,30 @@
 """The kernel's KSM for a test or a benchmark: one user at a time, every knob restored.
 
 The knobs are the whole machine's. Whoever turns them holds a lock file, and leaves everything as it
-was found.
+was found: also when it fails, and on SIGTERM and SIGHUP. What one that was killed has left behind,
+the next holder of the lock puts back: it stands in the lock file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.support.waiting import wait_until
 
-__all__ = ["KernelKsmControl", "hold_kernel_ksm", "why_no_kernel_ksm"]
+__all__ = [
+    "KernelKsmControl",
+    "hold_kernel_ksm",
+    "hold_kernel_ksm_lock",
+    "why_no_kernel_ksm",
+]
 
 KSM = Path("/sys/kernel/mm/ksm")
 
@@ -109,6 +119,28 @@ class KernelKsmControl:
             raise AssertionError(f"KSM knobs not restored (was, is): {left}")
 
 
+_held: list[int] = []  # the lock file, while this process holds it
+
+
+@contextlib.contextmanager
+def hold_kernel_ksm_lock() -> Iterator[int]:
+    """Have the machine's KSM to oneself, as it is: for whoever registers processes with it.
+
+    May be taken again by who has it. Gives the lock file.
+    """
+    if _held:
+        yield _held[0]
+        return
+    lock = os.open(lock_path(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _held.append(lock)
+        yield lock
+    finally:
+        _held.clear()
+        os.close(lock)
+
+
 @contextlib.contextmanager
 def hold_kernel_ksm(**knobs: int | str) -> Iterator[KernelKsmControl]:
     """Lock the machine's KSM, empty it, set knobs, and restore all of them afterwards.
@@ -116,11 +148,13 @@ def hold_kernel_ksm(**knobs: int | str) -> Iterator[KernelKsmControl]:
     Processes that others have registered are still scanned: exact counts need a machine where
     nobody else uses KSM.
     """
-    lock = os.open(lock_path(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        control = KernelKsmControl()
+    control = KernelKsmControl()
+    with hold_kernel_ksm_lock() as lock, _ending_in_order():
+        left = _read_left(lock)
+        if left:
+            control.restore(left)
         saved = control.save()
+        _write_left(lock, saved)
         try:
             control.write("run", 2)
             if "advisor_mode" not in knobs and control.has("advisor_mode"):
@@ -130,5 +164,45 @@ def hold_kernel_ksm(**knobs: int | str) -> Iterator[KernelKsmControl]:
             yield control
         finally:
             control.restore(saved)
+            os.ftruncate(lock, 0)
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _read_left(lock: int) -> dict[str, str]:
+    """The knobs as they were found by a holder that did not come to restore them."""
+    try:
+        left: dict[str, Any] = json.loads(os.pread(lock, 1 << 16, 0) or b"{}")
+    except ValueError:  # killed while it wrote this, before it turned anything
+        return {}
+    return left["knobs"] if left.get("boot") == _boot() else {}
+
+
+def _write_left(lock: int, saved: dict[str, str]) -> None:
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, json.dumps({"boot": _boot(), "knobs": saved}).encode(), 0)
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP end this process as Ctrl-C does: by way of every `finally`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _frame: object) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is signal.SIG_DFL
+    ]
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
     finally:
-        os.close(lock)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -27,6 +27,8 @@ from tests.support.processes import Child
 from tests.support.victims import holder
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("kernel_ksm_lock")  # they register with it
+
 ROUNDS = 200
 
 

@@ -29,6 +29,8 @@ from tests.support.processes import Child
 from tests.support.victims import compiled
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("kernel_ksm_lock")  # they register with it
+
 NOBODY = 65534
 
 

@@ -18,6 +18,8 @@ from tests.support.environment import lacking
 from tests.support.processes import Child
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("kernel_ksm_lock")  # they register with it
+
 ROUNDS = 30
 
 _SERVER = """

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.support.environment import lacking
-from tests.support.kernel_ksm import KernelKsmControl, hold_kernel_ksm, why_no_kernel_ksm
+from tests.support.kernel_ksm import (
+    KernelKsmControl,
+    hold_kernel_ksm,
+    hold_kernel_ksm_lock,
+    why_no_kernel_ksm,
+)
 from tests.support.processes import Child, read_smaps_rollup
 from tests.support.waiting import wait_until
 
@@ -39,6 +47,39 @@ def test_every_knob_is_restored_also_when_the_user_fails() -> None:
 
     with pytest.raises(ZeroDivisionError):
         fail_while_holding()
+    with hold_kernel_ksm() as control:
+        assert control.read("max_page_sharing") == int(before["max_page_sharing"])
+        assert control.read("pages_to_scan") == int(before["pages_to_scan"])
+
+
+HOLDER = """
+import sys
+from tests.support.kernel_ksm import hold_kernel_ksm
+with hold_kernel_ksm(max_page_sharing=17) as control:
+    control.write("pages_to_scan", 12345)
+    print(control.read("max_page_sharing"), flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.ksm
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_every_knob_is_restored_also_when_the_holder_is_ended_by_a_signal(number: int) -> None:
+    why = why_no_kernel_ksm()
+    if why:
+        lacking(why)
+    with hold_kernel_ksm():
+        pass  # puts back what one that was killed has left
+    with hold_kernel_ksm_lock():
+        before = KernelKsmControl().save()
+    root = Path(__file__).parents[2]
+    with Child(HOLDER, env={"PYTHONPATH": str(root)}) as child:
+        assert child.read_line() == "17"
+        os.kill(child.pid, number)
+        child.process.wait(30)
+    if number != signal.SIGKILL:  # which the next holder makes up for
+        with hold_kernel_ksm_lock():
+            assert KernelKsmControl().save() == before
     with hold_kernel_ksm() as control:
         assert control.read("max_page_sharing") == int(before["max_page_sharing"])
         assert control.read("pages_to_scan") == int(before["pages_to_scan"])

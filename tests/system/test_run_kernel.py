@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -144,6 +145,46 @@ def test_start_puts_it_back_when_the_command_is_ended_by_a_signal(
         os.kill(command.pid, signal.SIGTERM)
         assert command.process.wait(30) == 128 + signal.SIGTERM
     assert kernel_ksm.read("run") == 0
+
+
+@pytest.mark.parametrize("found", [0, 2])
+def test_start_puts_it_back_when_it_is_killed(
+    kernel_ksm: KernelKsmControl, tmp_path: Path, found: int
+) -> None:
+    kernel_ksm.write("run", found)
+    with start("--start", report=tmp_path / "report") as command:
+        pids = [int(word) for word in command.read_line().split()]
+        assert kernel_ksm.read("run") == 1
+        parent = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(command.pid, signal.SIGKILL)
+        wait_until(lambda: kernel_ksm.read("run") == found, "what was there before")
+        os.kill(parent, signal.SIGKILL)  # the command itself goes on; its children see the end
+
+
+def test_start_leaves_what_somebody_else_has_decided_also_when_it_is_killed(
+    kernel_ksm: KernelKsmControl, tmp_path: Path
+) -> None:
+    kernel_ksm.write("run", 0)
+    with start("--start", report=tmp_path / "report") as command:
+        command.read_line()
+        guards = find_guards()
+        kernel_ksm.write("run", 2)
+        os.killpg(os.getpgid(command.pid), 0)  # the guard is in no group with it
+        assert guards
+        assert os.getpgid(guards[0]) != os.getpgid(command.pid)
+        command.send("")
+        os.kill(command.pid, signal.SIGKILL)
+        wait_until(lambda: not find_guards(), "the guard's end")
+        assert kernel_ksm.read("run") == 2
+
+
+def find_guards() -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if b"pagemerge-run-guard" in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
 
 
 def test_it_is_said_that_nothing_will_be_merged_and_nothing_is_written(

@@ -16,6 +16,8 @@ from pagemerge.insight import Advice, advise, find_targets, render_snippet
 from tests.support.environment import require
 from tests.support.victims import holder
 
+pytestmark = pytest.mark.usefixtures("kernel_ksm_lock")  # they register with it
+
 PAGES = 256
 SIZE = 1 << 20  # bytes; of the buffer that is marked, and more than PAGES
 MARKED = ["ksm_merge_any: yes", "ksm_mergeable: yes"]

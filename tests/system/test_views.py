@@ -22,6 +22,8 @@ from tests.support.users import package_for, python_for
 from tests.support.victims import holder
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("kernel_ksm_lock")  # they register with it
+
 PAGEMERGE = [sys.executable, "-m", "pagemerge"]
 PAGES = 64
 NOBODY = 65534

@@ -21,16 +21,12 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pagemerge import choice
 from pagemerge.commands.options import parse_assignments
 from pagemerge.errors import CommandError
-
-if TYPE_CHECKING:
-    from pagemerge.kernel.ksm import KernelKsm
 
 NAME = "run"
 HELP = "run a command with its memory merged"
@@ -160,7 +156,7 @@ def _run_by_kernel(args: argparse.Namespace, argv: list[str]) -> tuple[int, dict
         if code:
             raise OSError(code, "prctl(PR_SET_MEMORY_MERGE)")
 
-    with _started(ksm) if args.start else contextlib.nullcontext():
+    with ksm.started() if args.start else contextlib.nullcontext():
         if ksm.knobs["run"] != 1 and not args.quiet:
             sys.stderr.write(
                 f"pagemerge: nothing will be merged: the kernel's KSM is off "
@@ -172,21 +168,6 @@ def _run_by_kernel(args: argparse.Namespace, argv: list[str]) -> tuple[int, dict
         status = run_command(argv, os.environ, savings.look, merge_all if everything else None)
         savings.finish()
     return status, savings.report(argv, status)
-
-
-@contextlib.contextmanager
-def _started(ksm: KernelKsm) -> Iterator[None]:
-    """Set run=1, and put back what was there."""
-    found = ksm.knobs["run"]
-    if found == 1 or found is None:
-        yield
-        return
-    ksm.knobs.set(run=1)
-    try:
-        yield
-    finally:
-        if ksm.knobs["run"] == 1:  # else somebody has decided otherwise meanwhile
-            ksm.knobs.set(run=found)
 
 
 def _write_report(path: Path, report: dict[str, object]) -> None:

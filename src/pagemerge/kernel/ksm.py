@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from pagemerge.errors import NotSupportedError, PagemergeError, ProcessGoneError
+from pagemerge.kernel.guard import Guard
 from pagemerge.kernel.knobs import SYS_KSM, KernelKnobs, read_counters
 from pagemerge.kernel.processes import read_hidden_pids, read_processes, read_regions
 from pagemerge.kernel.requests import advise_region, set_memory_merge
@@ -17,6 +19,8 @@ from pagemerge.memory import PROC, iter_pids, read_comm, read_stat, read_uptime_
 __all__ = ["KernelKsm"]
 
 _LOOK_SECONDS = 0.01
+# $1 is the file of the knob run, $2 what stood there.
+_PUT_BACK: Final = 'read -r now < "$1"; [ "$now" = 1 ] && echo "$2" > "$1"'
 
 
 class KernelKsm(Ksm):
@@ -130,6 +134,32 @@ class KernelKsm(Ksm):
             now = self._full_scans()
             left -= now - last if now >= last else now  # run=2 starts it anew
             last = now
+
+    @contextlib.contextmanager
+    def started(self) -> Iterator[None]:
+        """Set run=1 for as long as this lasts, then put back what was there.
+
+        A guard puts it back when this process is killed. What somebody else sets meanwhile stays.
+
+        Raises:
+            NotPermittedError: it takes root.
+            KernelError: the guard can't be started.
+        """
+        found = self._knobs["run"]
+        if found == 1 or found is None:
+            yield
+            return
+        file = str(self._sys_ksm / "run")
+        guard = Guard("pagemerge-run-guard", _PUT_BACK, [file, str(found)])
+        try:
+            self._knobs.set(run=1)
+            yield
+        finally:
+            try:
+                if self._knobs["run"] == 1:  # else somebody has decided otherwise meanwhile
+                    self._knobs.set(run=found)
+            finally:
+                guard.dismiss()
 
     def facts(self) -> dict[str, object]:
         """Say ksmd's pid and times, and vmstat's cow_ksm and ksm_swpin_copy."""

@@ -13,7 +13,6 @@ import errno
 import itertools
 import os
 import re
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from pagemerge.errors import KernelError, NotPermittedError, NotSupportedError, ProcessGoneError
+from pagemerge.kernel.guard import Guard
 from pagemerge.kernel.trace_format import (
     EventFormat,
     PageLayout,
@@ -37,9 +37,8 @@ _PREFIX: Final = "pagemerge"
 _NAME: Final = re.compile(rf"^{_PREFIX}-(?P<pid>\d+)-(?P<starttime>\d+)-\d+$")
 _REMOVE_SECONDS: Final = 5.0
 _ROOT_HINT: Final = "tracing takes root (sudo pagemerge trace ...)"
-# $@ are folders; the maker's death closes the pipe that is read. Its files may close after it.
+# $@ are folders; the maker's files may close after it.
 _GUARD: Final = """
-read -r _
 for folder; do
     tries=0
     while [ -d "$folder" ] && ! rmdir "$folder" 2>/dev/null && [ $tries -lt 100 ]; do
@@ -254,7 +253,7 @@ class Instances:
             tracefs / "instances" / f"{_PREFIX}-{os.getpid()}-{start}-{next(_counter)}"
             for _ in range(count)
         ]
-        self._guard = _start_guard(paths)
+        self._guard = Guard("pagemerge-trace-guard", _GUARD, [str(path) for path in paths])
         self._made: list[Instance] = []
         try:
             for path in paths:
@@ -278,10 +277,10 @@ class Instances:
                 instance.remove()
             self._made.clear()
         finally:
-            assert self._guard.stdin is not None
-            self._guard.stdin.close()
-            if not self._made:
-                self._guard.wait()
+            if self._made:
+                self._guard.release()
+            else:
+                self._guard.dismiss()
 
     def __enter__(self) -> Self:
         """Use them."""
@@ -295,24 +294,6 @@ class Instances:
     ) -> None:
         """Remove them."""
         self.close()
-
-
-def _start_guard(paths: Sequence[Path]) -> subprocess.Popen[bytes]:
-    # A session of its own: what ends this process's group, such as Ctrl-C, leaves the guard alone.
-    try:
-        return subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "pagemerge-trace-guard", *map(str, paths)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd="/",
-        )
-    except OSError as error:
-        raise KernelError(
-            f"the guard that would tidy up after this process can't be started: {error}",
-            where="/bin/sh",
-        ) from error
 
 
 @contextlib.contextmanager
