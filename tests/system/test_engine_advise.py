@@ -110,5 +110,12 @@ def test_the_commands_switch_it_on_and_off_for_a_client(
             assert main([command, "--ksm", "engine", str(child.pid)]) == 0
             assert f"merging {'on' if on else 'off'}\n" in capsys.readouterr().out
             assert [process.ksm_merge_any for process in ksm.processes()] == [on]
-        assert main(["enable", "--ksm", "engine", "1"]) == 1
-        assert "is not a client of the engine" in capsys.readouterr().err
+        start = int(child.ask("address"))
+        dry = ["enable", "--ksm", "engine", "--dry-run"]
+        assert main([*dry, "--region", f"{start:x}-{start + 4096:x}", str(child.pid)]) == 0
+        assert main([*dry, "--region", "1000-2000", str(child.pid)]) == 1
+        assert "nothing is mapped there" in capsys.readouterr().err
+        assert [process.ksm_merge_any for process in ksm.processes()] == [False]
+        for option in ([], ["--dry-run"]):
+            assert main(["enable", "--ksm", "engine", *option, "1"]) == 1
+            assert "is not a client of the engine" in capsys.readouterr().err

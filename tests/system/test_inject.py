@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -297,11 +299,106 @@ def test_what_is_no_region_is_refused_before_anything_is_stopped(
     assert reason in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["enable"], ["disable", "2"]])
-def test_the_way_out_of_naming_no_process_is_one_of_the_command(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
+def test_processes_that_are_not_there_or_have_no_memory_are_no_misuse(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(arguments) == 2
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for pids in (["2"], [str(gone.pid)], ["2", str(gone.pid)]):
+        assert main(["enable", *pids]) == 1
+        err = capsys.readouterr().err
+        assert ("is a kernel thread: no memory" in err) is ("2" in pids)
+        assert (f"no process {gone.pid}" in err) is (str(gone.pid) in pids)
+
+
+def test_processes_may_be_named_on_both_sides_of_an_option(
+    sleeper: Child, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Child("input()") as other:
+        assert main(["enable", str(sleeper.pid), "--dry-run", str(other.pid)]) == 0
+    assert capsys.readouterr().out.count("merging on (not done)") == 2
+
+
+def test_a_dry_run_finds_what_would_fail_and_changes_nothing(
+    sleeper: Child, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["enable", "--dry-run", str(os.getpid())]) == 1
+    assert "is this one" in capsys.readouterr().err
+    with Child("import os, time\nif os.fork(): input()\nelse: os._exit(0)") as parent:
+        zombie = wait_until(lambda: children(parent.pid), "its child")[0]
+        assert main(["enable", "--dry-run", str(zombie)]) == 1
+        assert "zombie" in capsys.readouterr().err
+    tracer = "import ctypes, sys\nctypes.CDLL(None).ptrace(16, int(sys.argv[1]), 0, 0)\n"
+    with Child(f"{tracer}print('ok', flush=True)\ninput()", str(sleeper.pid)) as debugger:
+        assert debugger.read_line() == "ok"
+        assert main(["enable", "--dry-run", str(sleeper.pid)]) == 4
+        assert f"is being traced by process {debugger.pid}" in capsys.readouterr().err
+    assert not merges(sleeper.pid)
+
+
+def test_a_dry_run_without_the_permission_says_so_and_what_a_root_lacks(sleeper: Child) -> None:
+    argv = [sys.executable, "-m", "pagemerge", "enable", "--dry-run", str(sleeper.pid)]
+    if shutil.which("setpriv") is None:
+        lacking("setpriv (util-linux)")
+    less = ["setpriv", "--bounding-set=-sys_ptrace,-sys_admin", "--inh-caps=-sys_ptrace,-sys_admin"]
+    for command in (argv, [word for word in argv if word != "--dry-run"]):
+        done = subprocess.run([*less, *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 4
+        assert "may not be traced by this one" in done.stderr
+        assert "hint: this root lacks CAP_SYS_PTRACE" in done.stderr
+    assert not merges(sleeper.pid)
+
+
+@pytest.mark.parametrize(
+    ("flags", "size", "reason"),
+    [
+        (mmap.MAP_SHARED | mmap.MAP_ANONYMOUS, 1, "can be merged: it is shared"),
+        (mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, 4096, "a part of it is not mapped"),
+    ],
+)
+def test_a_region_that_is_not_there_or_never_merges_is_refused(
+    flags: int, size: int, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = (
+        "import ctypes, mmap\n"
+        f"m = mmap.mmap(-1, 8192, {flags})\n"
+        "print(ctypes.addressof(ctypes.c_char.from_buffer(m)), flush=True)\ninput()"
+    )
+    with Child(program) as child:
+        start = int(child.read_line())
+        region = f"{start:x}-{start + 4096 * size:x}"
+        for options in (["--dry-run"], []):
+            assert main(["enable", "--region", region, *options, str(child.pid)]) == 1
+            assert reason in capsys.readouterr().err
+        process = read_process(child.pid)
+        assert process is not None
+        assert process.ksm_mergeable is False
+
+
+def test_a_dry_run_of_a_region_that_merges_does_not_mark_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with holder({}) as child:
+        child.ask("unique 4")
+        start = int(child.ask("address"))
+        argv = ["enable", "--region", f"{start:x}-{start + 4 * 4096:x}", str(child.pid)]
+        assert main([*argv, "--dry-run"]) == 0
+        assert "(not done)" in capsys.readouterr().out
+        for mergeable in (False, True):
+            process = read_process(child.pid)
+            assert process is not None
+            assert process.ksm_mergeable is mergeable
+            assert main(argv) == 0
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_the_way_out_of_naming_no_process_is_one_of_the_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["enable"]) == 2
     hint = capsys.readouterr().err.splitlines()[-1]
     assert hint == "hint: give process numbers, or --tree PID, --cgroup PATH, --unit NAME"
 

@@ -48,7 +48,9 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
         help="whose merging: the kernel's (default), or the engine's, for its clients",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="say which processes are meant, stop none"
+        "--dry-run",
+        action="store_true",
+        help="say which processes are meant and what would fail, stop none",
     )
     parser.add_argument("--json", action="store_true", help="a list, one object a process")
 
@@ -74,12 +76,11 @@ def carry_out(args: argparse.Namespace, *, on: bool) -> int:
     for target in found:
         outcome = _Outcome(target.pid, target.command)
         outcomes.append(outcome)
-        if args.dry_run:
-            if not args.json:
-                sys.stdout.write(f"{target.label}: merging {word} (not done)\n")
-            continue
         try:
-            outcome.stopped_seconds = _ask(args.ksm, target.pid, region, on=on)
+            if args.dry_run:
+                _check(args.ksm, target.pid, region, on=on)
+            else:
+                outcome.stopped_seconds = _ask(args.ksm, target.pid, region, on=on)
         except PagemergeError as error:
             if alone:
                 raise
@@ -88,9 +89,10 @@ def carry_out(args: argparse.Namespace, *, on: bool) -> int:
             outcome.expected = isinstance(error, ProcessGoneError) and target.pid not in args.pids
             sys.stderr.write(f"{target.label}: {render_name(str(error))}\n")
         else:
-            outcome.done = True
+            outcome.done = not args.dry_run
             if not args.json:
-                sys.stdout.write(f"{target.label}: merging {word}{_stop_words(outcome)}\n")
+                how = _stop_words(outcome) if outcome.done else " (not done)"
+                sys.stdout.write(f"{target.label}: merging {word}{how}\n")
     if args.json:
         json.dump([outcome.as_json(on=on) for outcome in outcomes], sys.stdout, indent=1)
         sys.stdout.write("\n")
@@ -128,9 +130,11 @@ def _ask(ksm: str, pid: int, region: tuple[int, int] | None, *, on: bool) -> flo
         PagemergeError: it was not made.
     """
     if ksm == "kernel":
-        from pagemerge.kernel import advise_region, set_memory_merge
+        from pagemerge.kernel import advise_region, check_region, set_memory_merge
 
         if region:
+            if on:  # the kernel says 0 to what it will never merge
+                check_region(pid, *region, on=on)
             return advise_region(pid, *region, on=on).stopped_seconds
         return set_memory_merge(pid, on=on).stopped_seconds
     from pagemerge.engine.client import EngineKsm
@@ -145,6 +149,26 @@ def _ask(ksm: str, pid: int, region: tuple[int, int] | None, *, on: bool) -> flo
     return None  # its agent does it, in a thread of its own
 
 
+def _check(ksm: str, pid: int, region: tuple[int, int] | None, *, on: bool) -> None:
+    """Find what would keep it from being done; nothing is changed.
+
+    Raises:
+        PagemergeError: what `_ask` would raise, as far as it shows.
+    """
+    if ksm == "kernel":
+        from pagemerge.kernel import check_memory_merge, check_region
+
+        if region:
+            check_region(pid, *region, on=on)
+        else:
+            check_memory_merge(pid)
+        return
+    from pagemerge.engine.client import EngineKsm
+
+    with EngineKsm() as engine:
+        engine.check(pid, region)
+
+
 def _stop_words(outcome: _Outcome) -> str:
     if outcome.stopped_seconds is None:
         return ""
@@ -157,23 +181,36 @@ def _find(args: argparse.Namespace) -> tuple[Sequence[Target], list[int]]:
     from pagemerge.memory import read_stat
 
     there: list[int] = []
+    broad = bool(args.tree or args.cgroup or args.unit)
+    alone = len(args.pids) == 1 and not broad
     for pid in dict.fromkeys(args.pids):
         try:
-            read_stat(pid)
+            stat = read_stat(pid)
         except ProcessGoneError as error:
-            if len(args.pids) == 1 and not (args.tree or args.cgroup or args.unit):
-                raise CommandError(f"no process {pid}") from error
+            if alone:
+                raise PagemergeError(f"no process {pid}") from error
             sys.stderr.write(f"no process {pid}\n")
         else:
-            there.append(pid)
-    if args.pids and not (there or args.tree or args.cgroup or args.unit):
-        raise CommandError("none of these processes exists")
+            if not stat.is_kernel_thread:
+                there.append(pid)
+                continue
+            words = f"process {pid} ({render_name(stat.comm)}) is a kernel thread: no memory"
+            if alone:
+                raise PagemergeError(words)
+            sys.stderr.write(f"{words}\n")
+    if args.pids and not (there or broad):
+        return [], list(dict.fromkeys(args.pids))
     hint = "give process numbers, or --tree PID, --cgroup PATH, --unit NAME"
     if not (args.pids or args.tree or args.cgroup or args.unit):
         raise CommandError("no process is named", hint=hint)
-    found = find_targets(
-        pids=there, trees=args.tree, cgroups=args.cgroup, units=args.unit, hint=hint
-    )
+    try:
+        found = find_targets(
+            pids=there, trees=args.tree, cgroups=args.cgroup, units=args.unit, hint=hint
+        )
+    except CommandError as error:
+        if broad:
+            raise
+        raise PagemergeError(str(error)) from error  # zombies: the arguments are right
     for note in found.notes:
         sys.stderr.write(f"{note}\n")
     meant = {target.pid for target in found.items}

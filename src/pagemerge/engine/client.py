@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import socket
 import time
@@ -35,6 +36,7 @@ from pagemerge.ksm import (
     plan_changes,
     render_knob,
 )
+from pagemerge.memory import read_maps
 from pagemerge.units import PAGE_SIZE
 
 __all__ = ["ControlConnection", "EngineKnobs", "EngineKsm", "daemon_answers"]
@@ -303,6 +305,33 @@ class EngineKsm(Ksm):
         """
         self.call("advise", pid=pid, start=start, end=end, on=on)
 
+    def check(self, pid: int, region: tuple[int, int] | None = None) -> None:
+        """Find what would keep a process from being told to merge; nothing is changed.
+
+        Args:
+            pid: the process.
+            region: the part of its memory that is meant, if not all.
+
+        Raises:
+            EngineError: it has no agent, or that refuses, or has hung up.
+            ProcessGoneError: it has ended.
+            RejectedError: the region is not mapped, or shared.
+        """
+        rows = [row for row in self.processes() if row.pid == pid]
+        if not rows:
+            raise EngineError(
+                f"process {pid} is not a client of the engine",
+                hint="start it with 'pagemerge run -- CMD', or 'import pagemerge' in it",
+            )
+        row = rows[-1]
+        name = f"process {pid} ({row.comm})"
+        if row.own.get("refused"):
+            raise EngineError(f"{name} can't be merged: {row.own['refused']}")
+        if not row.own.get("connected"):
+            raise EngineError(f"the agent of {name} has closed its connection")
+        if region is not None:
+            _check_region(name, pid, *region)
+
     def settle(self, passes: int = 3, timeout: float = 60.0) -> None:
         """Wait until that many passes have ended.
 
@@ -349,6 +378,16 @@ def daemon_answers(runtime: Path) -> bool:
 
 def _knobs(values: Mapping[str, KnobValue]) -> dict[str, KnobValue | None]:
     return {knob.name: values.get(knob.name) for knob in KNOBS}
+
+
+def _check_region(name: str, pid: int, start: int, end: int) -> None:
+    """Find out whether there is anything private in a region; see `EngineKsm.check`."""
+    there = [vma for vma in read_maps(pid) if vma.start < end and vma.end > start]
+    if not any(vma.is_private for vma in there):
+        why = "it is shared memory" if there else "nothing is mapped there"
+        raise RejectedError(
+            f"nothing in {start:x}-{end:x} of {name} could be marked: {why}", errno=errno.ENOMEM
+        )
 
 
 def _event(line: Mapping[str, Any]) -> Event | LostEvents:

@@ -17,6 +17,7 @@ from pagemerge.insight.targets import Target
 from pagemerge.memory import Smap, read_smaps, read_stat
 from pagemerge.memory.contents import open_contents
 from pagemerge.memory.pagemap import open_pagemap
+from pagemerge.memory.privileges import what_it_takes
 
 __all__ = ["Progress", "Space", "SpaceRegion", "load_spaces", "obstacle", "run_census"]
 
@@ -99,11 +100,15 @@ def load_spaces(targets: Sequence[Target], *, mergeable: bool = False) -> Iterat
                     os.close(fd)
 
 
+def _needs() -> str:
+    return what_it_takes("CAP_SYS_PTRACE", "needs its own user, or root (CAP_SYS_PTRACE)")
+
+
 def _why(error: PagemergeError) -> str:
     if isinstance(error, ProcessGoneError):
         return "ended before it was read"
     if isinstance(error, NotPermittedError):
-        return "not permitted: needs its own user, or root (CAP_SYS_PTRACE)"
+        return f"not permitted: {_needs()}"
     return str(error)
 
 
@@ -186,7 +191,7 @@ def _state_note(state: int, number: int) -> str:
     if state == 1:
         return "ended, or started another program, while it was read; left out"
     if state == 2:
-        return "not permitted: needs its own user, or root (CAP_SYS_PTRACE)"
+        return f"not permitted: {_needs()}"
     return f"could not be read: {os.strerror(number)}"
 
 

@@ -19,14 +19,23 @@ from pagemerge.errors import (
     ProcessGoneError,
     RejectedError,
 )
-from pagemerge.memory import PROC, ProcessStat, read_process_text, read_stat, read_thread_states
+from pagemerge.memory import (
+    PROC,
+    ProcessStat,
+    read_process_text,
+    read_stat,
+    read_thread_states,
+    reading,
+)
 from pagemerge.memory.ownership import find_cgroup, read_cgroup
+from pagemerge.memory.privileges import has_capability, what_it_takes
 
-__all__ = ["CallNumbers", "call_numbers", "inject_calls"]
+__all__ = ["CallNumbers", "call_numbers", "check_injectable", "inject_calls"]
 
 _ELF_32BIT: Final = b"\x7fELF\x01"
 _YAMA: Final = Path("/proc/sys/kernel/yama/ptrace_scope")
 _ROOT_HINT: Final = "it takes the process's own user, or root (CAP_SYS_PTRACE)"
+_SECCOMP_HINT: Final = "it takes root (CAP_SYS_ADMIN), itself outside of any seccomp filter"
 _INHERIT_HINT: Final = "merging is inherited: switch it on for the program that starts it"
 
 
@@ -74,8 +83,6 @@ def inject_calls(pid: int, calls: list[tuple[int, ...]]) -> tuple[list[int], flo
         RejectedError: it has no memory, or is this process.
         KernelError: no thread of it could be stopped in time.
     """
-    if pid == os.getpid():
-        raise RejectedError(f"process {pid} is this one; it can't stop itself", where="ptrace")
     _check_target(pid)
     from pagemerge._core import inject  # only here: reading needs no C
 
@@ -86,7 +93,41 @@ def inject_calls(pid: int, calls: list[tuple[int, ...]]) -> tuple[list[int], flo
     return results, stopped_ns / 1e9
 
 
+def check_injectable(pid: int) -> None:
+    """Find what would keep a call from being injected, as far as it shows; nothing is stopped.
+
+    Raises:
+        PagemergeError: what `inject_calls` would raise.
+    """
+    call_numbers()
+    stat = _check_target(pid)
+    if not _may_trace(pid):
+        raise _not_permitted(pid, stat)
+    mine, its = _seccomp("self"), _seccomp(str(pid))
+    if its and (mine or not has_capability("CAP_SYS_ADMIN")):
+        raise _confined(f"process {pid} ({stat.comm})")
+
+
+def _seccomp(name: str) -> int:
+    """Read the mode of a process's first thread; 0: it is not confined."""
+    with suppress(OSError):
+        for line in (PROC / name / "status").read_text(errors="surrogateescape").splitlines():
+            if line.startswith("Seccomp:"):
+                return int(line.split()[1])
+    return 0
+
+
+def _confined(name: str) -> NotPermittedError:
+    return NotPermittedError(
+        f"{name} is confined by seccomp, which can't be suspended for the call",
+        where="ptrace",
+        hint=what_it_takes("CAP_SYS_ADMIN", _SECCOMP_HINT),
+    )
+
+
 def _check_target(pid: int) -> ProcessStat:
+    if pid == os.getpid():
+        raise RejectedError(f"process {pid} is this one; it can't stop itself", where="ptrace")
     stat = read_stat(pid)
     if stat.is_kernel_thread:
         raise RejectedError(f"process {pid} ({stat.comm}) is a kernel thread: it has no memory")
@@ -98,6 +139,27 @@ def _check_target(pid: int) -> ProcessStat:
         if file.read(len(_ELF_32BIT)) == _ELF_32BIT:
             raise _only_32bit(pid, stat)
     return stat
+
+
+def _may_trace(pid: int) -> bool:
+    """Tell whether it may be traced: to the kernel, as to Yama, whether its memory may be opened.
+
+    Raises:
+        ProcessGoneError: it has ended.
+    """
+    threads = PROC / str(pid) / "task"
+    with reading(pid, threads):
+        names = sorted(threads.iterdir())
+    for thread in names:  # the first may have exited, and its memory with it
+        try:
+            os.close(os.open(thread / "mem", os.O_RDONLY | os.O_CLOEXEC))
+            if (thread / "maps").read_bytes():  # empty: it ends
+                return True
+        except PermissionError:
+            return False
+        except OSError:
+            continue
+    raise ProcessGoneError(pid)
 
 
 def _check_tracer(pid: int, stat: ProcessStat, name: str = "status") -> None:
@@ -140,12 +202,13 @@ def _explain(pid: int, error: OSError) -> Exception:
         case errno.ENOEXEC:
             return _only_32bit(pid, stat)
         case errno.EOPNOTSUPP:
-            return NotPermittedError(
-                f"{name} is confined by seccomp, which can't be suspended for the call",
-                where="ptrace",
-                hint="it takes root (CAP_SYS_ADMIN), itself outside of any seccomp filter",
-            )
+            return _confined(name)
         case errno.ENOENT:
+            try:
+                if not _may_trace(pid):  # so that its text could not be looked through
+                    return _not_permitted(pid, stat)
+            except ProcessGoneError as reason:  # it was ending, its memory was gone already
+                return reason
             return NotSupportedError(
                 f"{name} has no system call instruction in its text",
                 where="ptrace",
@@ -157,12 +220,12 @@ def _explain(pid: int, error: OSError) -> Exception:
 
 
 def _not_permitted(pid: int, stat: ProcessStat) -> NotPermittedError:
-    hint = _ROOT_HINT
+    hint = what_it_takes("CAP_SYS_PTRACE", _ROOT_HINT)
     with suppress(OSError, ValueError):
         scope = int(_YAMA.read_text())
         if scope == 3:
             hint = "kernel.yama.ptrace_scope=3 forbids tracing, until the machine is restarted"
-        elif scope:
+        elif scope and os.geteuid():
             hint = f"kernel.yama.ptrace_scope={scope} leaves it to root (CAP_SYS_PTRACE)"
     return NotPermittedError(
         f"process {pid} ({stat.comm}) may not be traced by this one", where="ptrace", hint=hint

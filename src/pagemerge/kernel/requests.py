@@ -8,10 +8,19 @@ from dataclasses import dataclass
 from typing import Final
 
 from pagemerge.errors import NotSupportedError, RejectedError
-from pagemerge.kernel.injecting import call_numbers, inject_calls
+from pagemerge.kernel import own
+from pagemerge.kernel.injecting import call_numbers, check_injectable, inject_calls
+from pagemerge.kernel.processes import obstacle_of
+from pagemerge.memory import read_smaps_rows
 from pagemerge.units import PAGE_SIZE
 
-__all__ = ["Injected", "advise_region", "set_memory_merge"]
+__all__ = [
+    "Injected",
+    "advise_region",
+    "check_memory_merge",
+    "check_region",
+    "set_memory_merge",
+]
 
 _PR_SET_MEMORY_MERGE: Final = 67
 _MADV_MERGEABLE: Final = 12
@@ -54,6 +63,48 @@ def set_memory_merge(pid: int, *, on: bool) -> Injected:
     return Injected(pid, stopped_seconds)
 
 
+def check_memory_merge(pid: int) -> None:
+    """Find what would keep `set_memory_merge` from its work, as far as it shows; nothing is done.
+
+    Raises:
+        PagemergeError: what `set_memory_merge` would raise.
+    """
+    own.is_enabled()  # does this kernel have the call?
+    check_injectable(pid)
+
+
+def check_region(pid: int, start: int, end: int, *, on: bool) -> None:
+    """Find what would keep `advise_region` from its work, as far as it shows; nothing is done.
+
+    Raises:
+        RejectedError: also where the kernel would take the call and never merge anything there.
+        PagemergeError: what `advise_region` would raise.
+    """
+    _check_pages(start, end)
+    check_injectable(pid)
+    at, obstacles, able = start, dict[str, None](), False
+    for vma, _, flags in read_smaps_rows(pid, ("Size",)):
+        if vma.end <= start or vma.start >= end:
+            continue
+        if vma.start > at:
+            break
+        at = vma.end
+        why = obstacle_of(vma.path, flags)
+        able = able or why is None
+        if why:
+            obstacles[why] = None
+    call = f"madvise({start:x}-{end:x})"
+    if at < end:
+        raise _refused(call, errno.ENOMEM)
+    if on and not able:
+        raise RejectedError(
+            f"nothing in {start:x}-{end:x} can be merged: it is {', '.join(obstacles)}",
+            where=call,
+            hint=f"'pagemerge regions {pid} --ksm kernel' shows what can",
+            errno=errno.EINVAL,
+        )
+
+
 def advise_region(pid: int, start: int, end: int, *, on: bool) -> Injected:
     """Have a process call madvise(MADV_MERGEABLE or MADV_UNMERGEABLE) for a part of its memory.
 
@@ -68,12 +119,7 @@ def advise_region(pid: int, start: int, end: int, *, on: bool) -> Injected:
         RejectedError: the kernel refused; EINVAL: not whole pages, ENOMEM: a part is not mapped.
         KernelError: no thread of it could be stopped in time.
     """
-    if start % PAGE_SIZE or end % PAGE_SIZE or not start < end:
-        raise RejectedError(
-            f"{start:x}-{end:x} is not whole pages of {PAGE_SIZE} bytes, or is empty",
-            where="madvise",
-            errno=errno.EINVAL,
-        )
+    _check_pages(start, end)
     advice = _MADV_MERGEABLE if on else _MADV_UNMERGEABLE
     call = (call_numbers().madvise, start, end - start, advice)
     results, stopped_seconds = inject_calls(pid, [call])
@@ -81,13 +127,26 @@ def advise_region(pid: int, start: int, end: int, *, on: bool) -> Injected:
     return Injected(pid, stopped_seconds)
 
 
+def _check_pages(start: int, end: int) -> None:
+    if start % PAGE_SIZE or end % PAGE_SIZE or not start < end:
+        raise RejectedError(
+            f"{start:x}-{end:x} is not whole pages of {PAGE_SIZE} bytes, or is empty",
+            where="madvise",
+            errno=errno.EINVAL,
+        )
+
+
 def _check(results: list[int], call: str) -> None:
+    for result in results:
+        if result < 0:
+            raise _refused(call, -result)
+
+
+def _refused(call: str, code: int) -> RejectedError:
     reasons = {
         errno.ENOMEM: "a part of it is not mapped, or there is no memory for it",
         errno.EAGAIN: "there is no memory for it",
     }
-    for result in results:
-        if result < 0:
-            reason = reasons.get(-result, os.strerror(-result))
-            name = errno.errorcode.get(-result, str(-result))
-            raise RejectedError(f"{call}: {reason} ({name})", where=call, errno=-result)
+    reason = reasons.get(code, os.strerror(code))
+    name = errno.errorcode.get(code, str(code))
+    return RejectedError(f"{call}: {reason} ({name})", where=call, errno=code)

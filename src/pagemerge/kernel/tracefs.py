@@ -28,6 +28,7 @@ from pagemerge.kernel.trace_format import (
     parse_header_page,
 )
 from pagemerge.memory import PROC, read_stat
+from pagemerge.memory.privileges import what_it_takes
 
 __all__ = ["TRACEFS", "Instance", "Instances", "find_tracefs", "remove_stale_instances"]
 
@@ -72,7 +73,7 @@ def find_tracefs(candidates: Sequence[Path] = TRACEFS, proc: Path = PROC) -> Pat
             return path
     if denied is not None:
         raise NotPermittedError(
-            f"{denied}: looking into it is not permitted", where=str(denied), hint=_ROOT_HINT
+            f"{denied}: looking into it is not permitted", where=str(denied), hint=_hint()
         )
     filesystems = proc / "filesystems"
     if filesystems.exists() and "\ttracefs" not in filesystems.read_text():
@@ -296,6 +297,10 @@ class Instances:
         self.close()
 
 
+def _hint() -> str:
+    return what_it_takes("CAP_SYS_ADMIN", _ROOT_HINT)
+
+
 @contextlib.contextmanager
 def telling(path: Path) -> Iterator[None]:
     """Turn what goes wrong with a file of tracefs into this package's errors.
@@ -312,6 +317,6 @@ def telling(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise NotPermittedError(
-                f"{path}: {error.strerror}", where=str(path), hint=_ROOT_HINT
+                f"{path}: {error.strerror}", where=str(path), hint=_hint()
             ) from error
         raise KernelError(f"{path}: {error.strerror}", where=str(path)) from error

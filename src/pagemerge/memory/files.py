@@ -32,10 +32,14 @@ def reading(pid: int, path: Path, proc: Path = PROC) -> Iterator[None]:
             raise ProcessGoneError(pid) from error
         raise NotSupportedError(f"this kernel has no {path}", where=str(path)) from error
     except PermissionError as error:
+        from pagemerge.memory.privileges import what_it_takes  # which reads files, too
+
         raise NotPermittedError(
             f"{path}: reading it is not permitted",
             where=str(path),
-            hint="it takes the process's own user, or root (CAP_SYS_PTRACE)",
+            hint=what_it_takes(
+                "CAP_SYS_PTRACE", "it takes the process's own user, or root (CAP_SYS_PTRACE)"
+            ),
         ) from error
 
 
