@@ -8,6 +8,8 @@
 4. The engine.
 
 Where something is only to be looked at, the kernel's comes before an engine that is not running.
+Nothing that was not asked for switches the kernel's on, which is the whole machine's: who starts an
+engine when none runs (`pagemerge run`) can use the kernel's only while it is at work.
 """
 
 from __future__ import annotations
@@ -20,7 +22,14 @@ from typing import Final, Literal
 from pagemerge.errors import CommandError
 from pagemerge.ksm import Ksm
 
-__all__ = ["IMPLEMENTATIONS", "VARIABLE", "Implementation", "choose", "open_ksm"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "VARIABLE",
+    "Implementation",
+    "choose",
+    "explain_run",
+    "open_ksm",
+]
 
 Implementation = Literal["kernel", "engine"]
 
@@ -62,6 +71,31 @@ def choose(
     if os.access(sys_run, os.W_OK, effective_ids=True) or (looks and sys_run.exists()):
         return "kernel"
     return "engine"
+
+
+def explain_run(
+    named: str | None, chosen: Implementation, *, sys_run: Path = _SYS_RUN
+) -> str | None:
+    """Say why `run` has chosen an implementation; None where there was no other to be chosen.
+
+    Args:
+        named: by an option; None: nobody has named one.
+        chosen: what `choose` gave.
+        sys_run: the file that tells whether the kernel's is at work.
+    """
+    if named or any(os.environ.get(name) for name in (VARIABLE, *_ENGINE_VARIABLES)):
+        return None
+    if chosen == "kernel":
+        return (
+            "the kernel's KSM was used, as it is at work on this machine (run=1); "
+            "'--ksm engine' has the engine do it"
+        )
+    if os.access(sys_run, os.W_OK, effective_ids=True):
+        return (
+            "the engine was used: the kernel's KSM is off, and is switched on, for the whole "
+            "machine, only when asked to ('--start')"
+        )
+    return None
 
 
 def open_ksm(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pagemerge.choice import choose, open_ksm
+from pagemerge.choice import choose, explain_run, open_ksm
 from pagemerge.engine.client import EngineKsm
 from pagemerge.errors import CommandError
 from tests.support.control_server import serving, short_folder
@@ -45,6 +45,21 @@ def test_the_kernels_is_meant_while_it_is_at_work(run_file: Path) -> None:
 def test_the_kernels_is_meant_where_it_may_be_switched_on(run_file: Path) -> None:
     assert choose(sys_run=run_file) == "kernel"
     assert choose(sys_run=run_file, starts_engine=True) == "engine"
+
+
+@pytest.mark.usefixtures("home")
+def test_run_says_what_it_has_chosen_where_there_was_another(
+    run_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = choose(sys_run=run_file, starts_engine=True)
+    assert "the engine was used" in (explain_run(None, chosen, sys_run=run_file) or "")
+    run_file.write_text("1\n")
+    chosen = choose(sys_run=run_file, starts_engine=True)
+    assert "(run=1)" in (explain_run(None, chosen, sys_run=run_file) or "")
+    assert explain_run("kernel", chosen, sys_run=run_file) is None
+    assert explain_run(None, "engine", sys_run=run_file.with_name("none")) is None
+    monkeypatch.setenv("PAGEMERGE_KSM", "engine")
+    assert explain_run(None, "engine", sys_run=run_file) is None
 
 
 def test_a_running_daemon_is_meant_while_the_kernels_is_off(home: Path, run_file: Path) -> None:

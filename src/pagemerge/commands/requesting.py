@@ -96,6 +96,8 @@ def carry_out(args: argparse.Namespace, *, on: bool) -> int:
     if args.json:
         json.dump([outcome.as_json(on=on) for outcome in outcomes], sys.stdout, indent=1)
         sys.stdout.write("\n")
+    if on and args.ksm == "kernel" and any(outcome.done for outcome in outcomes):
+        _say_what_is_lacking()
     failed = sum(1 for outcome in outcomes if outcome.error and not outcome.expected)
     if failed:
         sys.stderr.write(f"{failed} of {len(outcomes)} processes: merging not switched {word}\n")
@@ -167,6 +169,19 @@ def _check(ksm: str, pid: int, region: tuple[int, int] | None, *, on: bool) -> N
 
     with EngineKsm() as engine:
         engine.check(pid, region)
+
+
+def _say_what_is_lacking() -> None:
+    """Say so where ksmd is off: nothing will come of it until it runs."""
+    from pagemerge.kernel import KernelKsm
+
+    with KernelKsm() as ksm:
+        run = ksm.knobs["run"]
+    if run != 1:
+        sys.stderr.write(
+            f"note: nothing is merged yet: ksmd is off (run is {run}); "
+            "'pagemerge run-state on --ksm kernel' switches it on\n"
+        )
 
 
 def _stop_words(outcome: _Outcome) -> str:

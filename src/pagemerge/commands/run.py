@@ -79,10 +79,15 @@ def run(args: argparse.Namespace) -> int:
     if not argv:
         raise CommandError("no command to run", hint="pagemerge run [OPTION ...] -- CMD [ARG ...]")
     values = parse_assignments(args.set)
-    if _choose(args) == "kernel":
+    chosen = _choose(args)
+    is_named = args.ksm or args.start or args.domain or args.set
+    why = None if is_named else choice.explain_run(None, chosen)
+    if chosen == "kernel":
         status, report = _run_by_kernel(args, argv)
     else:
         status, report = _run_by_engine(args, argv, values)
+    if why:
+        report["notes"].append(why)
     if args.report:
         _write_report(args.report, report)
     if not args.quiet:

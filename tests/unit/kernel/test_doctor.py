@@ -62,6 +62,14 @@ class MadeUp:
         nodes.mkdir(parents=True)
         (nodes / "has_memory").write_text("0-1\n")
 
+    def agent(self) -> None:
+        """Map the engine's agent."""
+        smaps = self.proc / str(PID) / "smaps"
+        text = smaps.read_text()
+        rest = text.split("\n", 1)[1]
+        path = "/usr/lib/libpagemerge-agent.so"
+        smaps.write_text(f"{text}600000000000-600000400000 r--p 00000000 08:01 77 {path}\n{rest}")
+
     def kernel_thread(self) -> None:
         for name in ("smaps", "ksm_stat"):
             (self.proc / str(PID) / name).write_text("")
@@ -235,6 +243,11 @@ FILES: dict[str, tuple[Callable[[MadeUp], None], Severity, str]] = {
         lambda m: m.process(merging=1),
         Severity.NOTE,
         f"/proc/{PID}/ksm_stat",
+    ),
+    "engine_merges": (
+        lambda m: m.agent(),
+        Severity.NOTE,
+        f"/proc/{PID}/maps",
     ),
     "no_memory": (
         lambda m: m.kernel_thread(),

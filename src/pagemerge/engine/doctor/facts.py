@@ -36,7 +36,6 @@ class ClientFacts(ProcessFacts):
         row: where the daemon's numbers of it stand.
         is_client: whether its agent has ever come to the daemon.
         has_asked: whether ksmd goes over it, or will in its next pass.
-        has_agent: whether the agent's library is mapped; None where that may not be seen.
         is_foreign: whether it is another user's.
         obstacle: why the agent can't come into its program.
         elsewhere: another daemon's folder, which its environment names.
@@ -53,7 +52,6 @@ class ClientFacts(ProcessFacts):
     row: str = ""
     is_client: bool = False
     has_asked: bool = False
-    has_agent: bool | None = None
     is_foreign: bool = False
     obstacle: str | None = None
     elsewhere: str | None = None

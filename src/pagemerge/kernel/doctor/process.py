@@ -28,6 +28,21 @@ __all__ = ["PROCESS_CHECKS"]
 PROBLEM, WARNING, NOTE = Severity
 
 
+def engine_merges(_facts: Facts, process: ProcessFacts) -> Finding | None:
+    """It has the engine's agent: what it asks for goes there."""
+    if not process.has_agent:
+        return None
+    return finding_of(
+        process,
+        "engine_merges",
+        NOTE,
+        f"{process.label} has the engine's agent: what it marks as mergeable is merged by the "
+        "engine, and the kernel is not told of it.",
+        Evidence("libpagemerge-agent.so mapped", "yes", process.file("maps")),
+        cure=(f"pagemerge doctor {process.pid} --ksm engine",),
+    )
+
+
 def no_memory(_facts: Facts, process: ProcessFacts) -> Finding | None:
     """A kernel thread or a zombie."""
     if not process.has_smaps or process.ksm is not None:
@@ -166,6 +181,7 @@ def zero_unused(facts: Facts, process: ProcessFacts) -> Finding | None:
 
 
 PROCESS_CHECKS: Final[tuple[ProcessCheck, ...]] = (
+    engine_merges,
     no_memory,
     not_mergeable,
     little_marked,

@@ -32,6 +32,7 @@ __all__ = ["read_facts"]
 
 SYS: Final = Path("/sys")
 VMSTAT: Final = ("cow_ksm", "ksm_swpin_copy")
+_AGENT: Final = "libpagemerge-agent.so"
 _SIZES: Final = ("Size", "Rss", "Anonymous", "AnonHugePages", "Swap", "Shared_Dirty", "KSM")
 
 
@@ -125,10 +126,11 @@ def _process(pid: int, ksm: Process | None, proc: Path, unread: list[str]) -> Pr
     sums: Counter[str] = Counter()
     unable: Counter[str] = Counter()
     ksm_bytes: int | None = None
-    has_smaps = True
+    has_smaps, has_agent = True, False
     try:
         for vma, sizes, flags in read_smaps_rows(pid, _SIZES, proc):
             size, rss, anonymous, huge, swap, shared, merged = (value or 0 for value in sizes)
+            has_agent = has_agent or _AGENT in vma.path
             if "mg" in flags:
                 sums.update(
                     marked_regions=1,
@@ -156,6 +158,7 @@ def _process(pid: int, ksm: Process | None, proc: Path, unread: list[str]) -> Pr
         user=user,
         ksm=ksm,
         has_smaps=has_smaps,
+        has_agent=has_agent if has_smaps else None,
         marked_ksm=ksm_bytes,
         unable=dict(unable),
         pinned=_pinned(pid, proc),

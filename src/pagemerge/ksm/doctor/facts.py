@@ -87,6 +87,7 @@ class ProcessFacts:
         marked_ksm: on KSM pages; None before Linux 6.6.
         able_anonymous: anonymous memory that is not marked, but could be.
         unable: present memory that never can be merged, by reason.
+        has_agent: whether the engine's agent is mapped; None where that may not be seen.
         pinned: pages that a device may write to (VmPin of /proc/PID/status).
     """
 
@@ -105,6 +106,7 @@ class ProcessFacts:
     marked_ksm: int | None = None
     able_anonymous: int = 0
     unable: Mapping[str, int] = field(default_factory=dict)
+    has_agent: bool | None = None
     pinned: int = 0
 
     @property
