@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -122,6 +123,45 @@ def test_a_program_that_inherits_merging_over_exec_is_known() -> None:
     assert recording.events("ksm_enter", pid=parent.pid)[0].how == "context"
     # after a fork it would be registered twice: as the copy of its parent, and at exec
     assert recording.events("ksm_enter", pid=program)[-1].how == "context"
+
+
+@pytest.mark.ksm
+@pytest.mark.usefixtures("tracefs")
+def test_in_another_pid_namespace_processes_have_the_numbers_that_they_have_there(
+    kernel_ksm: KernelKsmControl,
+) -> None:
+    require(shutil.which("unshare") is not None, "unshare (util-linux)")
+    full_speed(kernel_ksm)
+    kernel_ksm.write("run", 1)
+    source = f"""
+import json, os
+from pagemerge.kernel import KernelKsm
+from tests.support.tracefs import record
+from tests.support.victims import holder
+from tests.support.waiting import wait_until
+assert os.getpid() == 1, os.getpid()
+with holder({{}}) as one, holder({{}}) as two:
+    for child in (one, two):
+        child.ask("fill seed {PAGES}")
+    one.ask("mark")
+    with record(KernelKsm()) as recording:
+        def both() -> bool:
+            # what was merged before a lookup told whose it is has nobody's number
+            for child in (one, two):
+                child.ask("unmark")
+                child.ask("mark")
+            return bool(recording.merges(one.pid) and recording.merges(two.pid))
+        wait_until(both, "merges of both", every=0.2)
+    hows = {{event.how for event in recording.events() if event.pid}}
+    print(json.dumps([one.pid, two.pid, sorted(hows)]))
+"""
+    argv = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", source]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    one, two, hows = json.loads(done.stdout)
+    assert one < two < 100
+    assert hows == ["lookup"]
 
 
 @pytest.mark.ksm

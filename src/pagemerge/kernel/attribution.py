@@ -80,6 +80,11 @@ class Attribution:
         self._last_enter[tid] = mm
         return owner
 
+    def begin(self, mm: int) -> Owner:
+        """Take a ksm_enter of which nobody knows whose it is, until a lookup tells."""
+        self._owners.pop(mm, None)
+        return self.owner(mm)
+
     def exit(self, mm: int) -> Owner:
         """Take a ksm_exit, which also makes the address free for others."""
         owner = self._owners.pop(mm, None) or Owner()

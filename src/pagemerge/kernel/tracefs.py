@@ -200,6 +200,23 @@ class Instance:
             lost += _parse_lost(path.read_text())
         return lost
 
+    def read_writer_tid(self) -> int | None:
+        """Find the number that events give to this thread, by an event of its own (trace_marker).
+
+        In a pid namespace it is not the one that the thread has there. None where it isn't shown.
+        """
+        word = f"{_PREFIX}-{os.getpid()}-{next(_counter)}"
+        try:
+            self.write("trace_marker", word)
+            with (self.path / "trace").open(errors="surrogateescape") as lines:
+                for line in lines:
+                    found = re.search(rf"-(\d+)\s+\[\d+\].*: {word}$", line)
+                    if found:
+                        return int(found[1])
+        except (KernelError, OSError):
+            pass
+        return None
+
     def remove(self) -> None:
         """Remove the folder, which ends the recording.
 

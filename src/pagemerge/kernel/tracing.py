@@ -95,7 +95,8 @@ class KernelTrace:
                 if self._rare.has_event(name):
                     layout = self._rare.read_format(name)
                     rare[layout.id] = layout
-            self._can_look_up = self._pids_are_ours and self._rare.has_event(_LOCK)
+            self._tids: dict[int, int | None] = {}  # threads of this process, as events have them
+            self._can_look_up = self._rare.has_event(_LOCK) and self._own_tid() is not None
             self._buffers = Buffers(
                 [(self._main, main), (self._rare, rare)], self._main.read_layout()
             )
@@ -182,8 +183,8 @@ class KernelTrace:
             return None
         if name == "ksm_exit":
             return attribution.exit(fields["mm"])
-        if not self._pids_are_ours:
-            return attribution.owner(fields["mm"]) if name == "ksm_enter" else None
+        if not self._pids_are_ours:  # the thread that it comes from means nobody here
+            return attribution.begin(fields["mm"]) if name == "ksm_enter" else None
         if name == "ksm_enter":
             return attribution.enter(fields["common_pid"], fields["mm"])
         attribution.newtask(fields["common_pid"], fields["pid"], fields["clone_flags"])
@@ -199,7 +200,7 @@ class KernelTrace:
         attribution = self._attribution
         attribution.begin_round()
         # other threads of this process may take locks at the same time
-        self._rare.enable(_LOCK, only=f"common_pid == {threading.get_native_id()}")
+        self._rare.enable(_LOCK, only=f"common_pid == {self._own_tid()}")
         try:
             own = os.getpid()
             pids = [own, *(pid for pid in iter_pids(self._proc) if pid != own)]
@@ -217,6 +218,15 @@ class KernelTrace:
         finally:
             self._rare.enable(_LOCK, on=False)
             self._looked_up = time.monotonic()
+
+    def _own_tid(self) -> int | None:
+        """Give this thread's number as events have it: that of the first pid namespace."""
+        tid = threading.get_native_id()
+        if self._pids_are_ours:
+            return tid
+        if tid not in self._tids:
+            self._tids[tid] = self._rare.read_writer_tid()
+        return self._tids[tid]
 
     # what is lost
 
