@@ -12,5 +12,6 @@
 int pm_add_census(PyObject *module);
 int pm_add_scanner(PyObject *module);
 PyObject *pm_py_inject(PyObject *module, PyObject *args);
+PyObject *pm_py_slice_end(PyObject *module, PyObject *args);
 
 #endif

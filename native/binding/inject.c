@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-/* pagemerge._core.inject: system calls in another process. */
+/* pagemerge._core.inject, slice_end: system calls in another process, and how much is to be unmerged by one. */
 #include "binding.h"
 
 #include "inject.h"
+#include "slice.h"
 
 #include <errno.h>
 
@@ -63,4 +64,20 @@ PyObject *pm_py_inject(PyObject *Py_UNUSED(module), PyObject *args)
 out:
 	PyMem_Free(calls);
 	return results;
+}
+
+PyObject *pm_py_slice_end(PyObject *Py_UNUSED(module), PyObject *args)
+{
+	unsigned long long start, end, pages, present, merged;
+	struct pm_slice most, slice;
+	int pagemap, kpageflags;
+
+	if (!PyArg_ParseTuple(args, "iiKKKKK", &pagemap, &kpageflags, &start, &end, &pages, &present, &merged))
+		return NULL;
+	most = (struct pm_slice){pages, present, merged};
+	Py_BEGIN_ALLOW_THREADS;
+	end = pm_slice_end(pagemap, kpageflags, start, end, &most, &slice);
+	Py_END_ALLOW_THREADS;
+	return Py_BuildValue("KKKK", end, (unsigned long long)slice.pages, (unsigned long long)slice.present,
+			     (unsigned long long)slice.merged);
 }

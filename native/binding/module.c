@@ -119,6 +119,7 @@ static PyMethodDef module_methods[] = {
 	{"parse_maps", parse_maps, METH_O,
 	 "Lines of /proc/PID/maps: (start, end, perms, offset, dev, inode, path); dev is major << 20 | minor."},
 	{"inject", pm_py_inject, METH_VARARGS, "System calls made by another process: (results, nanoseconds stopped)."},
+	{"slice_end", pm_py_slice_end, METH_VARARGS, "Where unmerging is to pause: (end, pages, present, merged)."},
 	{NULL, NULL, 0, NULL},
 };
 

@@ -85,6 +85,15 @@ def inject(pid: int, calls: list[tuple[int, ...]]) -> tuple[list[int], int]:
     see pm_inject in native/core/inject.h.
     """
 
+def slice_end(
+    pagemap: int, kpageflags: int, start: int, end: int, pages: int, present: int, merged: int
+) -> tuple[int, int, int, int]:
+    """Where a part of memory that begins at `start` ends, so that unmerging it is quick.
+
+    The files' descriptors (kpageflags -1: without), and the most that it may have; gives its end
+    and what it has: pages, of these present ones, of these merged ones.
+    """
+
 def check_message(datagram: bytes, to_daemon: bool) -> None:
     """ValueError, with the reason, where a datagram is not well-formed."""
 

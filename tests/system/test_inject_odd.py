@@ -165,7 +165,7 @@ def test_a_process_whose_first_thread_has_exited_is_reached_by_another(kind: str
 
 def test_a_process_that_becomes_another_program_all_the_time_lives_on() -> None:
     with odd("exec") as child:
-        for _ in range(300):
+        for _ in range(100):
             with contextlib.suppress(KernelError):  # never the same threads for long
                 set_memory_merge(child.pid, on=True)
         assert child.process.poll() is None

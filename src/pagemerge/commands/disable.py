@@ -1,8 +1,9 @@
 """Switch merging off for running processes, or for a region of one.
 
-What is merged there is unmerged at once, which takes memory for each page, and time: some 2 us a
-page. Without --region it undoes 'enable' and prctl(PR_SET_MEMORY_MERGE); what a program marked by
-madvise alone stays on.
+What is merged there is unmerged, which takes memory for each page, and time: some 2 us a page, in
+slices between which the process runs. Broken off, it goes on when it is called again. Without
+--region it undoes 'enable' and prctl(PR_SET_MEMORY_MERGE); what a program marked by madvise alone
+stays on.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from pagemerge.units import PAGE_SIZE, render_duration, render_name
 
 if TYPE_CHECKING:
     from pagemerge.insight import Target
+    from pagemerge.kernel import Injected
 
 __all__ = ["add_request_options", "carry_out"]
 
@@ -77,10 +78,11 @@ def carry_out(args: argparse.Namespace, *, on: bool) -> int:
         outcome = _Outcome(target.pid, target.command)
         outcomes.append(outcome)
         try:
+            injected = None
             if args.dry_run:
                 _check(args.ksm, target.pid, region, on=on)
             else:
-                outcome.stopped_seconds = _ask(args.ksm, target.pid, region, on=on)
+                injected = _ask(args.ksm, target, region, on=on)
         except PagemergeError as error:
             if alone:
                 raise
@@ -90,6 +92,9 @@ def carry_out(args: argparse.Namespace, *, on: bool) -> int:
             sys.stderr.write(f"{target.label}: {render_name(str(error))}\n")
         else:
             outcome.done = not args.dry_run
+            if injected:
+                outcome.stopped_seconds = injected.stopped_seconds
+                outcome.stops = injected.stops
             if not args.json:
                 how = _stop_words(outcome) if outcome.done else " (not done)"
                 sys.stdout.write(f"{target.label}: merging {word}{how}\n")
@@ -106,12 +111,13 @@ def carry_out(args: argparse.Namespace, *, on: bool) -> int:
 
 @dataclass
 class _Outcome:
-    """What became of one process; `stopped_seconds` is None where no thread was stopped."""
+    """What became of one process; `stopped_seconds` and `stops` are None where none was stopped."""
 
     pid: int
     command: str
     done: bool = False
     stopped_seconds: float | None = None
+    stops: int | None = None
     error: str | None = None
     expected: bool = False
 
@@ -121,33 +127,28 @@ class _Outcome:
             "command": self.command,
             "merging": on if self.done else None,
             "stopped_seconds": self.stopped_seconds,
+            "stops": self.stops,
             "error": self.error,
         }
 
 
-def _ask(ksm: str, pid: int, region: tuple[int, int] | None, *, on: bool) -> float | None:
-    """Have a process make the call; gives how long a thread of it was stopped, if one was.
+def _ask(ksm: str, target: Target, region: tuple[int, int] | None, *, on: bool) -> Injected | None:
+    """Have a process make the call; None where no thread of it was stopped.
 
     Raises:
         PagemergeError: it was not made.
     """
     if ksm == "kernel":
-        from pagemerge.kernel import advise_region, check_region, set_memory_merge
-
-        if region:
-            if on:  # the kernel says 0 to what it will never merge
-                check_region(pid, *region, on=on)
-            return advise_region(pid, *region, on=on).stopped_seconds
-        return set_memory_merge(pid, on=on).stopped_seconds
+        return _inject(target, region, on=on)
     from pagemerge.engine.client import EngineKsm
 
     with EngineKsm() as engine:
         if region:
-            engine.advise(pid, *region, on=on)
+            engine.advise(target.pid, *region, on=on)
         elif on:
-            engine.enable(pid)
+            engine.enable(target.pid)
         else:
-            engine.disable(pid)
+            engine.disable(target.pid)
     return None  # its agent does it, in a thread of its own
 
 
@@ -184,10 +185,40 @@ def _say_what_is_lacking() -> None:
         )
 
 
+def _inject(target: Target, region: tuple[int, int] | None, *, on: bool) -> Injected:
+    from pagemerge.commands.targeting import ProgressLine
+    from pagemerge.kernel import advise_region, check_region, set_memory_merge
+
+    line = ProgressLine()
+
+    def show(done: int, total: int) -> None:
+        line("unmerging", done, total)
+
+    try:
+        if region:
+            if on:  # the kernel says 0 to what it will never merge
+                check_region(target.pid, *region, on=on)
+            return advise_region(target.pid, *region, on=on, progress=show)
+        return set_memory_merge(target.pid, on=on, progress=show)
+    except KeyboardInterrupt:
+        line.clear()
+        if not on:
+            sys.stderr.write(
+                f"{target.label}: broken off: what was unmerged stays so, "
+                "for the rest merging is still on; the same command again goes on\n"
+            )
+        raise
+    finally:
+        line.clear()
+
+
 def _stop_words(outcome: _Outcome) -> str:
     if outcome.stopped_seconds is None:
         return ""
-    return f", a thread stopped for {render_duration(outcome.stopped_seconds)}"
+    duration = render_duration(outcome.stopped_seconds)
+    if outcome.stops == 1:
+        return f", a thread stopped for {duration}"
+    return f", a thread stopped {outcome.stops} times for at most {duration}"
 
 
 def _find(args: argparse.Namespace) -> tuple[Sequence[Target], list[int]]:

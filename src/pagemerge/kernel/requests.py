@@ -7,10 +7,11 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from pagemerge.errors import NotSupportedError, RejectedError
+from pagemerge.errors import NotPermittedError, NotSupportedError, RejectedError
 from pagemerge.kernel import own
-from pagemerge.kernel.injecting import call_numbers, check_injectable, inject_calls
-from pagemerge.kernel.processes import obstacle_of
+from pagemerge.kernel.injecting import call_numbers, check_injectable
+from pagemerge.kernel.processes import obstacle_of, read_process
+from pagemerge.kernel.slicing import MADV_UNMERGEABLE, Progress, Unmerging
 from pagemerge.memory import read_smaps_rows
 from pagemerge.units import PAGE_SIZE
 
@@ -23,8 +24,11 @@ __all__ = [
 ]
 
 _PR_SET_MEMORY_MERGE: Final = 67
+_PR_GET_MEMORY_MERGE: Final = 68
 _MADV_MERGEABLE: Final = 12
-_MADV_UNMERGEABLE: Final = 13
+_ALL: Final = (0, 1 << 64)  # whatever the size of its address space
+_PASSES: Final = 4  # over memory that the process maps, and ksmd merges, meanwhile
+_FEW_BYTES: Final = 64 * PAGE_SIZE  # merged ones that the last call may be left with
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +37,25 @@ class Injected:
 
     Attributes:
         stopped_seconds: how long one thread stood still at most; the others went on.
+        stops: how often one was stopped.
     """
 
     pid: int
     stopped_seconds: float
+    stops: int = 1
 
 
-def set_memory_merge(pid: int, *, on: bool) -> Injected:
-    """Have a process call prctl(PR_SET_MEMORY_MERGE); off unmerges all of its memory at once.
+def set_memory_merge(pid: int, *, on: bool, progress: Progress | None = None) -> Injected:
+    """Have a process call prctl(PR_SET_MEMORY_MERGE); off unmerges all of its memory.
 
-    Off does nothing where merging was not switched on by prctl.
+    Off does nothing where merging was not switched on by prctl. Before the call, memory is unmerged
+    in slices, each in a stop of its own, so that no thread is held for long. If that is broken off,
+    merging stays on for the process, and off for the memory that was done; called again it goes on.
+
+    Args:
+        pid: the process.
+        on: whether to merge.
+        progress: told now and then how many bytes are done, and of how many, while that takes long.
 
     Raises:
         ProcessGoneError: there is no such process.
@@ -51,16 +64,22 @@ def set_memory_merge(pid: int, *, on: bool) -> Injected:
         RejectedError: the kernel refused the call, or the process has no memory.
         KernelError: no thread of it could be stopped in time.
     """
-    call = (call_numbers().prctl, _PR_SET_MEMORY_MERGE, int(on), 0, 0, 0)
-    results, stopped_seconds = inject_calls(pid, [call])
-    if results[0] == -errno.EINVAL:
+    unmerging = Unmerging(pid)
+    name = "prctl(PR_SET_MEMORY_MERGE)"
+    if not on and _merges_any(unmerging):
+        for _ in range(_PASSES):
+            _check(unmerging.run(*_ALL, progress), name)
+            if unmerging.read_merged_bytes() <= _FEW_BYTES:
+                break
+    result = unmerging.call((call_numbers().prctl, _PR_SET_MEMORY_MERGE, int(on), 0, 0, 0))
+    if result == -errno.EINVAL:
         raise NotSupportedError(
             "this kernel has no prctl(PR_SET_MEMORY_MERGE)",
             where="prctl",
             hint="Linux 6.4 brought it, where it is built with CONFIG_KSM",
         )
-    _check(results, "prctl(PR_SET_MEMORY_MERGE)")
-    return Injected(pid, stopped_seconds)
+    _check(result, name)
+    return Injected(pid, unmerging.longest_seconds, unmerging.stops)
 
 
 def check_memory_merge(pid: int) -> None:
@@ -105,14 +124,19 @@ def check_region(pid: int, start: int, end: int, *, on: bool) -> None:
         )
 
 
-def advise_region(pid: int, start: int, end: int, *, on: bool) -> Injected:
+def advise_region(
+    pid: int, start: int, end: int, *, on: bool, progress: Progress | None = None
+) -> Injected:
     """Have a process call madvise(MADV_MERGEABLE or MADV_UNMERGEABLE) for a part of its memory.
+
+    What is merged there is unmerged in slices; see `set_memory_merge`.
 
     Args:
         pid: the process.
         start: first byte, at the start of a page.
         end: the byte after the last.
-        on: whether to merge; else what is merged there is unmerged at once.
+        on: whether to merge; else what is merged there is unmerged.
+        progress: as for `set_memory_merge`.
 
     Raises:
         ProcessGoneError, NotPermittedError, NotSupportedError: as `set_memory_merge`.
@@ -120,11 +144,24 @@ def advise_region(pid: int, start: int, end: int, *, on: bool) -> Injected:
         KernelError: no thread of it could be stopped in time.
     """
     _check_pages(start, end)
-    advice = _MADV_MERGEABLE if on else _MADV_UNMERGEABLE
-    call = (call_numbers().madvise, start, end - start, advice)
-    results, stopped_seconds = inject_calls(pid, [call])
-    _check(results, f"madvise({start:x}-{end:x})")
-    return Injected(pid, stopped_seconds)
+    name = f"madvise({start:x}-{end:x})"
+    unmerging = Unmerging(pid)
+    if not on:
+        _check(unmerging.run(start, end, progress), name)
+    advice = _MADV_MERGEABLE if on else MADV_UNMERGEABLE
+    _check(unmerging.call((call_numbers().madvise, start, end - start, advice)), name)
+    return Injected(pid, unmerging.longest_seconds, unmerging.stops)
+
+
+def _merges_any(unmerging: Unmerging) -> bool:
+    """Whether the process has called prctl; before Linux 6.14 it has to be asked itself."""
+    try:
+        process = read_process(unmerging.pid)
+    except (NotPermittedError, NotSupportedError):
+        process = None
+    if process is not None and process.ksm_merge_any is not None:
+        return process.ksm_merge_any
+    return unmerging.call((call_numbers().prctl, _PR_GET_MEMORY_MERGE, 0, 0, 0, 0)) == 1
 
 
 def _check_pages(start: int, end: int) -> None:
@@ -136,10 +173,9 @@ def _check_pages(start: int, end: int) -> None:
         )
 
 
-def _check(results: list[int], call: str) -> None:
-    for result in results:
-        if result < 0:
-            raise _refused(call, -result)
+def _check(result: int, call: str) -> None:
+    if result < 0:
+        raise _refused(call, -result)
 
 
 def _refused(call: str, code: int) -> RejectedError:

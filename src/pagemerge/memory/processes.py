@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ __all__ = [
     "parse_statm",
     "read_comm",
     "read_cpu_seconds",
+    "read_live_threads",
     "read_stat",
     "read_statm",
     "read_thread_states",
@@ -140,6 +142,21 @@ def read_thread_states(pid: int, proc: Path = PROC) -> list[str]:
             continue
         states.append(parse_stat(text, f"{tasks}/{name}/stat").state)
     return states
+
+
+def read_live_threads(pid: int, proc: Path = PROC) -> list[int]:
+    """Read the numbers of a process's threads that have not exited; the first may be none of them.
+
+    Empty when the process has ended.
+    """
+    found = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for entry in (proc / str(pid) / "task").iterdir():
+            with suppress(ProcessGoneError, NotSupportedError):
+                text = read_process_text(pid, f"task/{entry.name}/stat", proc)
+                if parse_stat(text, str(entry)).state not in "ZX":
+                    found.append(int(entry.name))
+    return found
 
 
 def read_comm(pid: int, proc: Path = PROC) -> str:
