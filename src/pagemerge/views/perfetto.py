@@ -25,12 +25,15 @@ _HEAD: Final = b'{"displayTimeUnit":"ms","traceEvents":[\n'
 _TAIL: Final = b"\n]}"
 _CHUNK_BYTES: Final = 1 << 18  # written in one go
 _COUNTER_SECONDS: Final = 0.01  # between two values of a counter
-_KSMD: Final = 0  # the track where ksmd's pid is not known
+# The track where ksmd's pid is not known: PID_MAX_LIMIT, which no process has. 0 is the idle task.
+_KSMD: Final = 1 << 22
+_EXACT: Final = 1 << 53  # what is larger is rounded by readers of JSON: pointers
 
 
 class PerfettoFile:
     """Writes the file; a context manager.
 
+    Perfetto calls a counter by its name and its argument's: "merged pages", "advisor cpu_percent".
     Times are microseconds of the monotonic clock, as in Perfetto's own traces.
     """
 
@@ -130,7 +133,9 @@ class PerfettoFile:
         track = self._ksmd if pid is None else pid
         if pid is not None and pid not in self._named:
             self._name(pid, self._name_of(pid) or "(ended)")
-        args: dict[str, Any] = dict(fields)
+        args: dict[str, Any] = {
+            name: hex(value) if value >= _EXACT else value for name, value in fields.items()
+        }
         if event.how is not None:
             args["how"] = event.how
         if name == "ksm_start_scan":
@@ -155,11 +160,11 @@ class PerfettoFile:
             if name == "ksm_advisor":
                 for item in ("pages_to_scan", "cpu_percent"):
                     if item in fields:
-                        self._put(self._ksmd, "C", item, {item: fields[item]})
+                        self._put(self._ksmd, "C", "advisor", {item: fields[item]})
 
     def _count(self, track: int) -> None:
         self._counted[track] = self._time
-        self._put(track, "C", "pages merged", {"pages": self._merged[track]})
+        self._put(track, "C", "merged", {"pages": self._merged[track]})
 
     def _name(self, pid: int, name: str) -> None:
         self._named.add(pid)

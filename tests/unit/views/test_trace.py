@@ -137,7 +137,7 @@ def test_a_perfetto_file_is_whole_after_every_write(tmp_path: Path) -> None:
     assert phases.count(("i", "merge", 20)) == 2
     assert ("i", "merge: EFAULT", 20) in phases
     assert ("i", "zero page", 37) in phases
-    assert ("C", "pages_to_scan", 37) in phases
+    assert ("C", "advisor", 37) in phases
     assert ("i", "5 events lost", 37) in phases
     assert ("M", "process_name", 20) in phases
     counters = [e["args"]["pages"] for e in events if e["ph"] == "C" and e["pid"] == 20]
@@ -152,6 +152,18 @@ def test_a_pass_that_has_not_ended_is_closed_with_the_file(tmp_path: Path) -> No
     (end,) = [event for event in read_events(path) if event["ph"] == "E"]
     assert end["args"] == {"unfinished": True}
     assert end["ts"] == 10.1e6
+
+
+def test_pointers_stay_exact_for_readers_that_take_numbers_for_floating_point(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "trace.json"
+    with PerfettoFile(path, name_of) as file:
+        fields = {"mm": 0xFFFF88813F5C1440, "pfn": 3022239, "err": 0}
+        file.add(Event(MERGE, 10.0, fields, 20, "lookup"))
+    (args,) = [event["args"] for event in read_events(path) if event["ph"] == "i"]
+    assert (args["mm"], args["pfn"]) == ("0xffff88813f5c1440", 3022239)
+    assert 0 not in {event["pid"] for event in read_events(path)}  # to Perfetto the idle task
 
 
 def test_many_events_are_written_in_pieces(tmp_path: Path) -> None:
