@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.support.kernel_ksm import hold_kernel_ksm_lock
+
 PAGEMERGE = [sys.executable, "-m", "pagemerge"]
 
 
@@ -84,7 +86,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     rows: dict[str, tuple[float, float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, hold_kernel_ksm_lock():
         program = build_crowd(Path(folder))
         with crowd(program, "children", str(args.processes)):
             pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
