@@ -195,12 +195,22 @@ def print_report(console: Console, rows: list[Row], results: Results) -> None:
         for name, result in by_name.items():
             if result.bad_pages:
                 console.print(f"[red]{case}, {name}: {result.bad_pages} pages are WRONG[/]")
+            if isinstance(result, LatencyResult):
+                console.print(f"{case}, {name}: {_describe_rounds(result)}")
             if isinstance(result, MergeResult) and result.pages_sharing < result.expected_pages:
                 left = result.expected_pages - result.pages_sharing
                 console.print(
                     f"{case}, {name}: {left} of {result.expected_pages} pages were left "
                     f"(vm.max_map_count is {result.max_map_count})"
                 )
+
+
+def _describe_rounds(result: LatencyResult) -> str:
+    parts = []
+    for what, title in (("late", "due until done"), ("took", "the store alone")):
+        least, most = (ns / 1e3 for ns in result.spread(what))
+        parts.append(f"{title} {least:,.3g} to {most:,.3g} µs")
+    return f"added p99 of {len(result.rounds)} rounds: {', '.join(parts)}"
 
 
 def _number(value: float | None, unit: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.cases import (
+    LATENCY_ROUNDS,
     LatencyResult,
     MergeResult,
     ScanResult,
@@ -52,8 +53,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mib", type=int, help="size of a process in MiB")
     parser.add_argument("--case", action="append", choices=CASES, help="only this one; repeatable")
     parser.add_argument("--only", choices=("engine", "ksmd"), help="leave the other of the two out")
+    parser.add_argument(
+        "--rounds", type=int, default=LATENCY_ROUNDS, help="of the latency case, in turns"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the numbers go")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.rounds < 1:
+        parser.error("--rounds: at least 1")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,10 +94,16 @@ def main(argv: list[str] | None = None) -> int:
                         "vm.max_map_count can't be raised by this user: the engine merges what "
                         "it has mappings for, and counts what is left."
                     )
-            for run in implementations:
-                with run() as implementation:
-                    console.print(f"{case}: {implementation.name} ...", highlight=False)
-                    results[case][implementation.name] = CASES[case](implementation, program, pages)
+            for _ in range(args.rounds if case == "latency" else 1):
+                for run in implementations:
+                    with run() as implementation:
+                        console.print(f"{case}: {implementation.name} ...", highlight=False)
+                        result = CASES[case](implementation, program, pages)
+                        former = results[case].get(implementation.name)
+                        if isinstance(former, LatencyResult) and isinstance(result, LatencyResult):
+                            former.rounds += result.rounds
+                        else:
+                            results[case][implementation.name] = result
     rows = build_rows(results)
     print_report(console, rows, results)
 
