@@ -34,6 +34,9 @@ struct pm_target {
 	uint64_t mask;                 /* its blocked signals */
 	uint64_t instruction;          /* the address of a system call instruction in its text */
 	bool filtered;                 /* by seccomp, which is suspended while we trace */
+	bool runs;                     /* before it was told to stop, it had or wanted a CPU */
+	bool goes_first;               /* as a real-time thread, for as long as it is borrowed */
+	int policy;                    /* its own, if so */
 	bool in_call;                  /* aarch64: its own call is entered anew at the end */
 	void *vectors;                 /* aarch64: what a system call discards */
 	size_t vectors_len;

@@ -5,6 +5,7 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -198,6 +199,30 @@ static bool has_seccomp(int fd)
 	return line && atoi(line + strlen("\nSeccomp:")) != 0;
 }
 
+/*
+ * Each of our steps needs a CPU, for which it would wait behind all that compute, its own siblings among them. So it goes
+ * first while it is borrowed: from when it is told to stop until it is let go, in which no code of its own runs. Not
+ * without the privilege, nor where it goes first anyhow. Its nice value is kept.
+ */
+static void go_first(struct pm_target *target)
+{
+	int policy = sched_getscheduler(target->tid), plain = policy & ~SCHED_RESET_ON_FORK;
+	struct sched_param first = {.sched_priority = 1};
+
+	if (target->goes_first || (plain != SCHED_OTHER && plain != SCHED_BATCH && plain != SCHED_IDLE))
+		return;
+	target->policy = policy;
+	target->goes_first = sched_setscheduler(target->tid, SCHED_FIFO | SCHED_RESET_ON_FORK, &first) == 0;
+}
+
+static void go_as_before(struct pm_target *target)
+{
+	/* unless somebody has set another policy meanwhile */
+	if (target->goes_first && sched_getscheduler(target->tid) == (SCHED_FIFO | SCHED_RESET_ON_FORK))
+		sched_setscheduler(target->tid, target->policy, &(struct sched_param){0});
+	target->goes_first = false;
+}
+
 /* Stop it where its registers may be borrowed, with its signals blocked. */
 static int stop(struct pm_target *target)
 {
@@ -207,8 +232,12 @@ static int stop(struct pm_target *target)
 	for (int i = 0; i < RSEQ_TRIES; i++) {
 		if (ptrace(PTRACE_INTERRUPT, target->tid, 0, 0) < 0)
 			return -errno;
+		if (!target->runs) /* one that runs may be making a process, which would go first, too */
+			go_first(target);
 		do { /* on a busy machine it may take a while until it gets a CPU */
 			err = wait_event(target->job, target->tid, STOP_WAIT_MS);
+			if (err)
+				go_as_before(target);
 		} while (err == -EBUSY && pm_inject_clock() < target->job->deadline_ns &&
 			 pm_wait_of(target->job->pid, target->tid) != PM_WAIT_UNINTERRUPTIBLE);
 		if (!err)
@@ -221,6 +250,7 @@ static int stop(struct pm_target *target)
 				return -errno;
 			return 0;
 		}
+		go_as_before(target);
 		if (ptrace(PTRACE_CONT, target->tid, 0, 0) < 0)
 			return -errno;
 	}
@@ -292,8 +322,14 @@ static int trace(struct pm_target *target, int status_fd)
 			return -errno;
 		return -EOPNOTSUPP; /* it was not stopped; the end of the tracer lets it go */
 	}
+	target->runs = pm_wait_of(target->job->pid, target->tid) == PM_WAIT_RUNS;
 	begin = pm_inject_clock();
 	err = stop(target);
+	if (!err) {
+		if (target->runs) /* it went on, or waited for a CPU, which is not our doing */
+			begin = pm_inject_clock();
+		go_first(target);
+	}
 	if (!err && !target->filtered && has_seccomp(status_fd)) { /* it has just put itself under a filter */
 		target->filtered = true;
 		if (ptrace(PTRACE_SETOPTIONS, target->tid, 0, suspend) < 0) {
@@ -303,6 +339,7 @@ static int trace(struct pm_target *target, int status_fd)
 	}
 	if (!err)
 		err = borrow(target);
+	go_as_before(target);
 	/* where it has not stopped, the end of the tracer detaches */
 	ptrace(PTRACE_DETACH, target->tid, 0, 0);
 	*target->job->stopped_ns = pm_inject_clock() - begin;
