@@ -35,7 +35,7 @@ KINDS = {
     "futex": "on a futex",
     "busy": "busy",
 }
-SIZES = (8, 32, 256, 1024)  # MiB
+SIZES = (8, 32, 256)  # MiB
 PR_SET_MEMORY_MERGE = 67
 
 
@@ -61,8 +61,10 @@ def us(values: Loaded) -> list[str]:
 
 
 def row(*cells: str) -> str:
-    """Write a line of a table."""
-    return f"| {' | '.join(cells)} |\n"
+    """Write a line of a table, and show it at once."""
+    line = f"| {' | '.join(cells)} |\n"
+    print(line, end="", flush=True)
+    return line
 
 
 def head(*cells: str) -> str:
@@ -81,7 +83,7 @@ def toggle(pid: int, rounds: int) -> tuple[Loaded, Loaded]:
 
 def fewer(rounds: int, kind: str, threads: int) -> int:
     """So many busy threads get to a CPU but now and then."""
-    return max(10, rounds // threads) if kind == "busy" else rounds
+    return max(4, rounds // threads) if kind == "busy" else rounds
 
 
 def measure_waits(rounds: int) -> str:
@@ -194,7 +196,7 @@ def main() -> int:
     texts = []
     for name in args.tables or TABLES:
         texts.append(TABLES[name](args.rounds))
-        print(texts[-1], flush=True)
+        print()
     if args.markdown:
         args.markdown.write_text("\n".join(texts))
     return 0

@@ -280,6 +280,30 @@ static void vfork_kind(void)
 	say(WEXITSTATUS(status) == 7 ? "ok\n" : "bad\n");
 }
 
+/* In a handler, on a stack of its own, with another signal that waits until the handler has ended. */
+static void answer_on_other_stack(int number)
+{
+	stack_t stack;
+
+	(void)number;
+	sigaltstack(NULL, &stack);
+	raise(SIGUSR2); /* blocked, pending */
+	echo();
+	_exit(stack.ss_flags == SS_ONSTACK && handled == 0 ? 0 : 5);
+}
+
+static void altstack_kind(void)
+{
+	stack_t stack = {.ss_sp = malloc(SIGSTKSZ), .ss_size = SIGSTKSZ};
+	struct sigaction action = {.sa_handler = answer_on_other_stack, .sa_flags = SA_ONSTACK};
+
+	sigfillset(&action.sa_mask);
+	handle(SIGUSR2, 0);
+	sigaltstack(&stack, NULL);
+	sigaction(SIGUSR1, &action, NULL);
+	raise(SIGUSR1);
+}
+
 static volatile char selector = 1; /* SYSCALL_DISPATCH_FILTER_BLOCK */
 
 /* Calls from above its own text, such as from the vDSO, become signals: as in Wine. */
@@ -318,6 +342,8 @@ int main(int argc, char **argv)
 		exec_kind(argv[0], argc > 2);
 	else if (strcmp(kind, "vfork") == 0)
 		vfork_kind();
+	else if (strcmp(kind, "altstack") == 0)
+		altstack_kind();
 	else if (strcmp(kind, "dispatch") == 0)
 		dispatch_kind();
 	else

@@ -201,6 +201,60 @@ def test_a_program_that_catches_system_calls_sees_none_of_ours() -> None:
         assert child.ask("well?") == "ok"
 
 
+def test_a_signal_handler_on_a_stack_of_its_own_goes_on() -> None:
+    with odd("altstack") as child:
+        toggle(child.pid, 100)
+        assert child.ask("well?") == "ok"
+        assert child.finish() == 0  # no other signal came in the middle
+
+
+@pytest.mark.parametrize(
+    ("policy", "niceness"),
+    [(os.SCHED_OTHER, 3), (os.SCHED_BATCH, 5), (os.SCHED_IDLE, 0), (os.SCHED_RR, 0)],
+)
+def test_a_thread_is_scheduled_as_before(policy: int, niceness: int) -> None:
+    with odd("epoll") as child:
+        os.setpriority(os.PRIO_PROCESS, child.pid, niceness)
+        param = os.sched_param(2 if policy == os.SCHED_RR else 0)
+        try:
+            os.sched_setscheduler(child.pid, policy | os.SCHED_RESET_ON_FORK, param)
+        except PermissionError:
+            pytest.skip("this machine gives nobody this scheduling policy")
+        toggle(child.pid)
+        assert os.sched_getscheduler(child.pid) == policy | os.SCHED_RESET_ON_FORK
+        assert os.sched_getparam(child.pid) == param
+        assert os.getpriority(os.PRIO_PROCESS, child.pid) == niceness
+        assert child.ask("well?") == "ok"
+
+
+def test_stopping_and_continuing_it_meanwhile_ends_as_it_would_have() -> None:
+    over = threading.Event()
+
+    def stop_and_go(pid: int) -> None:
+        while not over.is_set():
+            os.kill(pid, signal.SIGSTOP)
+            os.kill(pid, signal.SIGCONT)
+
+    with odd("strict") as child:
+        thread = threading.Thread(target=stop_and_go, args=(child.pid,))
+        thread.start()
+        try:
+            for _ in range(200):
+                with contextlib.suppress(KernelError):  # never still for long enough
+                    set_memory_merge(child.pid, on=True)
+        finally:
+            over.set()
+            thread.join()
+        # whatever came in which order, the last one was SIGCONT, or is SIGSTOP
+        assert child.ask("well?") == "ok"
+        os.kill(child.pid, signal.SIGSTOP)
+        wait_until(lambda: state_of(child.pid) == "T", "it is stopped")
+        set_memory_merge(child.pid, on=True)
+        wait_until(lambda: state_of(child.pid) == "T", "it is stopped again")
+        os.kill(child.pid, signal.SIGCONT)
+        assert child.ask("well?") == "ok"
+
+
 def test_a_32_bit_program_is_refused_by_name() -> None:
     if platform.machine() != "x86_64":
         pytest.skip("32-bit programs of x86 only")

@@ -37,8 +37,8 @@ _MERGED: Final = 64
 _MAPPINGS: Final = 256
 
 _MERGED_LEAST: Final = 16
-_LONG_SECONDS: Final = 0.0005  # a stop beyond which slices become smaller
-_SHORT_SECONDS: Final = 0.0002  # and within which they become larger
+_LONG_SECONDS: Final = 0.0007  # a stop beyond which slices become smaller
+_SHORT_SECONDS: Final = 0.0004  # and within which they become larger
 _REST: Final = 3  # between two stops the process runs for that many times the last one
 _REST_MOST_SECONDS: Final = 0.01
 _THREAD_TRIES: Final = 20
