@@ -285,8 +285,9 @@ def measure_latency(implementation: Implementation, program: Path, pages: int) -
 
     One round says little on a machine with fewer cores than threads: the caller takes several, one
     implementation after the other in turns (`LATENCY_ROUNDS`); median and spread are reported.
-    Both get the same memory, rate and random sequence of writes. Whoever merges sooner is watched
-    for a shorter time: that is in the nature of the thing, and `merging_seconds` says how long.
+    Both get the same memory, rate and random sequence of writes, and each its own full speed, so
+    pages per second differ. Whoever merges sooner is watched for a shorter time, of which the 0.3 s
+    at the end are a larger part; that favours it. `merging_seconds` says how long it was.
     """
     shapes = [Shape(pages, seed=1), Shape(pages, seed=2)]
     with _workloads(implementation, program, shapes) as [_, writer]:
