@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pagemerge.commands import main
+from pagemerge.engine.doctor import read_facts
 from tests.support.control_server import short_folder
 from tests.support.engine import EngineDaemon, run_engine_daemon
 from tests.support.environment import require
@@ -87,6 +88,9 @@ def test_a_stopped_daemon_is_found_its_cure_cures_and_then_nothing_is_wrong(
         found = examine(capsys, *pids)
         assert "problem" not in {finding["severity"] for finding in found.values()}
         assert found.keys().isdisjoint({"not_visited", "not_mergeable", "nothing_equal"})
+        facts = read_facts(pids, look_seconds=0)
+        assert [process.marked_anonymous for process in facts.processes] == [PAGES * 4096] * 2
+        assert facts.processes[0].merged_pages == PAGES
 
 
 def test_without_a_pid_all_that_have_asked_are_looked_at(

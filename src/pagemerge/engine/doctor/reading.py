@@ -201,8 +201,8 @@ def _read_memory(
             size, rss, anonymous, huge, swap = (value or 0 for value in sizes)
             has_agent = has_agent or _AGENT in vma.path
             if _lies_in(vma.start, ordered):
-                # a page of the pool is one that ksmd looks at, like any other
-                merged = rss - anonymous if vma.path.startswith(paths.POOL_NAME) else 0
+                # what is merged was a page like any other; in Rss it is only once it was read
+                merged = size - anonymous if vma.path.startswith(paths.POOL_NAME) else 0
                 sums.update(
                     marked_size=size,
                     marked_anonymous=anonymous + merged,
