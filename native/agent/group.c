@@ -22,7 +22,7 @@ static char *views[PM_FDS_MAX];
 static size_t view_bytes[PM_FDS_MAX];
 static uint64_t inodes[PM_FDS_MAX];
 
-static int read_self(void *to, uint64_t from, size_t length)
+int pm_read_self(void *to, uint64_t from, size_t length)
 {
 	struct iovec local = { to, length }, remote = { (void *)(uintptr_t)from, length };
 	/* Not by the name, which is interposed: it would pass for the program's. */
@@ -135,7 +135,7 @@ static int compare(struct pm_group *group, bool direct)
 
 			if (direct)
 				mine = (const unsigned char *)(uintptr_t)(run->addr + pm_bytes(page));
-			else if (read_self(bounce, run->addr + pm_bytes(page), pm_bytes(n)))
+			else if (pm_read_self(bounce, run->addr + pm_bytes(page), pm_bytes(n)))
 				return -EFAULT;
 			for (uint32_t k = 0; k < n; k++) {
 				uint64_t at = ((run->addr - group->start) >> PM_PAGE_SHIFT) + page + k;
@@ -189,7 +189,7 @@ static int copy_aside(struct pm_group *group, uint64_t addr, bool direct)
 	const void *from = (const void *)(uintptr_t)addr;
 
 	if (!direct) {
-		if (read_self(bounce, addr, PM_PAGE_SIZE))
+		if (pm_read_self(bounce, addr, PM_PAGE_SIZE))
 			return -EFAULT;
 		from = bounce;
 	}
@@ -247,11 +247,41 @@ static int fill_aside(struct pm_group *group, bool direct)
 	return error;
 }
 
+/* Write the pages to the segment, which nobody else has yet: what is mapped then is their content, without a comparison. */
+static int give(const struct pm_group *group, const int *fds)
+{
+	for (uint32_t i = 0; i < group->nruns; i++) {
+		const struct pm_run *run = &group->runs[i];
+		size_t length = pm_bytes(run->npages);
+
+		if (!(run->flags & PM_RUN_GAP) &&
+		    pwrite(fds[run->segment], (const void *)(uintptr_t)run->addr, length, (off_t)pm_bytes(run->pgoff)) != (ssize_t)length)
+			return -EFAULT;
+	}
+	return 0;
+}
+
+static uint32_t give_and_build(struct pm_group *group, const int *fds, bool direct)
+{
+	if (give(group, fds))
+		return PM_FAIL_GONE;
+	if (map_aside(group, fds))
+		return PM_FAIL_SYSTEM;
+	if (fill_aside(group, direct))
+		return PM_FAIL_GONE;
+	/* With its page tables filled, as after a comparison, the program meets no faults.  Not before the gaps are: looking at a hole fills the file. */
+	pm_madvise(group->aside, group->end - group->start, MADV_POPULATE_READ);
+	return 0;
+}
+
 /* Compare and build: 0 or enum pm_failure. */
 uint32_t pm_group_examine(struct pm_group *group, const int *fds, bool direct)
 {
 	bool has_gaps = group->nruns > 1;
 	uint32_t different;
+
+	if (group->give)
+		return group->in_place ? PM_FAIL_GONE : give_and_build(group, fds, direct);
 
 	if (direct && !(group->prot & PROT_READ))
 		return PM_FAIL_GONE;
@@ -375,15 +405,21 @@ uint32_t pm_group_take(const struct pm_run *runs, uint32_t count, uint32_t windo
 	return n;
 }
 
-/* A memfd with the pool's name, by which its mappings are known later, that can't shrink under us or be written any more. */
-static bool is_segment(int fd)
+/*
+ * A memfd with the pool's name, by which its mappings are known later, that can't shrink under us or be written any more: by nobody but the daemon, or by nobody.
+ * One that we are to write is only ours and the daemon's as yet.
+ */
+static bool is_segment(int fd, bool to_write)
 {
-	static const int needed = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE;
+	static const int needed = F_SEAL_SHRINK | F_SEAL_GROW, closed = F_SEAL_FUTURE_WRITE | F_SEAL_WRITE;
 	char path[48], target[sizeof(PM_POOL_PATH)] = "";
 	int seals = fcntl(fd, F_GET_SEALS);
 
+	if (seals < 0 || !(seals & closed) != to_write)
+		return false;
+
 	snprintf(path, sizeof(path), "/proc/thread-self/fd/%d", fd);
-	return seals >= 0 && (seals & needed) == needed && readlink(path, target, sizeof(target) - 1) > 0 &&
+	return (seals & needed) == needed && readlink(path, target, sizeof(target) - 1) > 0 &&
 	       strcmp(target, PM_POOL_PATH) == 0;
 }
 
@@ -394,10 +430,12 @@ int pm_views_map(const struct pm_request *request)
 
 		if (fstat(request->fds[i], &status))
 			return -errno;
-		if (!is_segment(request->fds[i]))
+		if (!is_segment(request->fds[i], request->give))
 			return -EPERM;
 		inodes[i] = status.st_ino;
 		view_bytes[i] = (size_t)status.st_size;
+		if (request->give) /* nothing is compared; and a file that is mapped shared can't be sealed */
+			continue;
 		views[i] = pm_mmap(NULL, view_bytes[i], PROT_READ, MAP_SHARED | MAP_NORESERVE, request->fds[i], 0);
 		if (views[i] == MAP_FAILED) {
 			views[i] = NULL;

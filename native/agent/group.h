@@ -18,6 +18,7 @@ struct pm_group {
 	uint32_t barrier; /* enum pm_barrier */
 	bool tracked;  /* the kernel notes what is written after prepare */
 	bool done;     /* replaced */
+	bool give;     /* its pages are written to the segment first */
 	bool in_place; /* mapped from just there already: private copies are dropped */
 	char *aside;   /* the mapping that will take its place; NULL: the pool is mapped directly */
 	uint64_t differs[PM_GROUP_PAGES / 64];
@@ -28,6 +29,8 @@ static inline uint64_t pm_bytes(uint64_t pages)
 	return pages << PM_PAGE_SHIFT;
 }
 
+/* Read this process's own memory, which may not be there: 0 or -errno. */
+int pm_read_self(void *to, uint64_t from, size_t length);
 /* Map the request's segments, to compare with; 0 or -errno. */
 int pm_views_map(const struct pm_request *request);
 void pm_views_unmap(uint32_t n);

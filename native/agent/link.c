@@ -18,12 +18,14 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <time.h>
 
 #include "calls.h"
+#include "hashing.h"
 #include "lock.h"
 #include "marks.h"
 #include "proto.h"
@@ -50,6 +52,11 @@ static char *stack;
 static struct {
 	unsigned char in[PM_MESSAGE_MAX];
 	struct pm_outcome out;
+	struct {
+		struct pm_header header;
+		struct pm_hashes hashes;
+		uint64_t hash[PM_HASH_PAGES];
+	} hashed;
 } *buffers;
 
 void pm_link_configure(const char *path, const char *its_domain, bool is_preloaded)
@@ -237,6 +244,15 @@ static uint32_t find_barriers(void)
 	return found;
 }
 
+/* A file of its own that the program could close, or a limit or filter that forbids to write it: the daemon reads and writes then. */
+static bool can_give(void)
+{
+	struct rlimit limit;
+
+	return private_table && prctl(PR_GET_SECCOMP) == 0 && !getrlimit(RLIMIT_FSIZE, &limit) && limit.rlim_cur >= PM_SEGMENT_BYTES &&
+	       !getenv("PAGEMERGE_NO_GIVING");
+}
+
 static int say_hello(void)
 {
 	static const char *const files[] = { "/proc/thread-self/pagemap", "/proc/thread-self/maps", "/proc/thread-self/mem" };
@@ -253,7 +269,8 @@ static int say_hello(void)
 	*hello = (struct pm_hello){
 		.version = PM_PROTOCOL_VERSION,
 		.flags = (preloaded ? PM_HELLO_PRELOADED : PM_HELLO_IMPORTED) | (forked ? PM_HELLO_FORKED : 0) |
-			 (pm_marks_all() ? PM_HELLO_ALL : 0) | (was_connected ? PM_HELLO_BACK : 0) | (private_table ? 0 : PM_HELLO_SHARED_TABLE),
+			 (pm_marks_all() ? PM_HELLO_ALL : 0) | (was_connected ? PM_HELLO_BACK : 0) | (private_table ? 0 : PM_HELLO_SHARED_TABLE) |
+			 (can_give() ? PM_HELLO_GIVES : 0),
 		.barriers = barriers,
 		.parent = forked ? fork_parent : 0,
 		.page_size = PM_PAGE_SIZE,
@@ -341,19 +358,26 @@ static size_t receive(int *fds, uint32_t *nfds)
 	return (size_t)n;
 }
 
-/* True when there is an answer to send. */
-static bool carry_out(size_t length, const int *fds, uint32_t nfds)
+static void hash(const struct pm_header *request, const struct pm_range *ranges)
+{
+	buffers->hashed.header = (struct pm_header){ .type = PM_HASHES, .seq = request->seq };
+	buffers->hashed.header.count = pm_hash_ranges(ranges, request->count, buffers->hashed.hash);
+	buffers->hashed.hashes.cpu_ns = pm_clock_ns(CLOCK_THREAD_CPUTIME_ID);
+}
+
+/* The answer to be sent, or NULL. */
+static const struct pm_header *carry_out(size_t length, const int *fds, uint32_t nfds)
 {
 	const char *reason;
 	struct pm_header *header = (void *)buffers->in;
 	const void *body = buffers->in + sizeof(*header);
 	struct pm_outcome *out = &buffers->out;
-	struct timespec cpu;
 	struct pm_finding finding;
+	bool changes = header->type == PM_MERGE || header->type == PM_GIVE || header->type == PM_ZERO;
 
 	if (pm_message_check(buffers->in, length, false, &reason)) {
 		hang_up(); /* not the daemon's language */
-		return false;
+		return NULL;
 	}
 	memset(&out->header, 0, sizeof(out->header) + sizeof(out->result));
 	out->header.type = PM_RESULT;
@@ -366,7 +390,7 @@ static bool carry_out(size_t length, const int *fds, uint32_t nfds)
 			barriers &= welcome->barrier;
 		freeze_max_usecs = welcome->freeze_max_usecs;
 		prctl(PR_SET_PTRACER, welcome->daemon_pid, 0, 0, 0);
-		return false;
+		return NULL;
 	}
 	if (header->type == PM_ADVISE || header->type == PM_ADVISE_ALL) {
 		const struct pm_range *ranges = body;
@@ -376,17 +400,22 @@ static bool carry_out(size_t length, const int *fds, uint32_t nfds)
 				pm_calls_asked(&ranges[i]);
 			else
 				pm_calls_asked_all(ranges[i].flags != 0);
-		return false; /* the marks are told as the program's own are */
+		return NULL; /* the marks are told as the program's own are */
 	}
-	if (header->type == PM_MERGE || header->type == PM_ZERO)
+	if (header->type == PM_HASH) {
+		hash(header, body);
+		return &buffers->hashed.header;
+	}
+	if (changes)
 		pm_refusal_find(&finding, private_table ? NULL : fds, private_table ? 0 : nfds);
-	if ((header->type == PM_MERGE || header->type == PM_ZERO) && finding.refusal[0]) {
+	if (changes && finding.refusal[0]) {
 		out->result.error = -EBUSY;
 		refusal_changed = strcmp(told_refusal, finding.refusal) != 0;
-	} else if (header->type == PM_MERGE) {
+	} else if (header->type == PM_MERGE || header->type == PM_GIVE) {
 		struct pm_request request = {
 			.runs = body, .count = header->count, .fds = fds, .nfds = nfds,
 			.tracker = -1, .barrier = barriers, .freeze_max_usecs = freeze_max_usecs, .vmas = finding.vmas, .direct = finding.direct,
+			.give = header->type == PM_GIVE,
 		};
 		uint32_t named = 0;
 
@@ -405,16 +434,16 @@ static bool carry_out(size_t length, const int *fds, uint32_t nfds)
 		pm_zero(body, header->count, out);
 	}
 	pm_refusal_forget();
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &cpu);
-	out->result.cpu_ns = (uint64_t)cpu.tv_sec * 1000000000 + (uint64_t)cpu.tv_nsec;
-	return true;
+	out->result.cpu_ns = pm_clock_ns(CLOCK_THREAD_CPUTIME_ID);
+	return &out->header;
 }
 
-static void answer(void)
+static void answer(const struct pm_header *header)
 {
-	const struct pm_outcome *out = &buffers->out;
+	size_t entries = header->type == PM_HASHES ? sizeof(struct pm_hashes) + header->count * sizeof(uint64_t) :
+						     sizeof(struct pm_result) + header->count * sizeof(struct pm_failed);
 
-	send_surely(out, sizeof(out->header) + sizeof(out->result) + out->header.count * sizeof(out->failed[0]));
+	send_surely(header, sizeof(*header) + entries);
 }
 
 /* Greet a daemon; false when there is none. */
@@ -438,7 +467,7 @@ static void take_request(void)
 
 	pm_replace_lock_agent();
 	size_t length = receive(fds, &nfds);
-	bool done = length && carry_out(length, fds, nfds);
+	const struct pm_header *done = length ? carry_out(length, fds, nfds) : NULL;
 
 	if (!length)
 		hang_up();
@@ -446,7 +475,7 @@ static void take_request(void)
 		close(fds[--nfds]);
 	pm_replace_unlock();
 	if (done)
-		answer(); /* not under the lock: the daemon may make us wait */
+		answer(done); /* not under the lock: the daemon may make us wait */
 	if (refusal_changed)
 		hang_up(); /* and say hello again, with the reason */
 }

@@ -84,7 +84,7 @@ static bool is_small(const struct pm_group *group)
 /* Replace what is scattered; the groups that are done need nothing more. */
 static void scatter(int pagemap, uint32_t n, const struct pm_request *request, struct pm_outcome *outcome)
 {
-	if (pagemap < 0 || request->direct || pm_opens_exchanges() || !(request->barrier & PM_BARRIER_FREEZE))
+	if (pagemap < 0 || request->give || request->direct || pm_opens_exchanges() || !(request->barrier & PM_BARRIER_FREEZE))
 		return;
 	for (uint32_t i = 0, k; i < n; i = k) {
 		for (k = i; k < n && is_small(&groups[k]) && groups[k].end - groups[i].start <= pm_bytes(window); k++)
@@ -278,6 +278,7 @@ void pm_merge(const struct pm_request *request, struct pm_outcome *outcome)
 
 		while (at < request->count && n < BATCH_GROUPS && pages < BATCH_PAGES) {
 			at += pm_group_take(request->runs + at, request->count - at, window, &groups[n]);
+			groups[n].give = request->give;
 			pages += groups[n].npages;
 			n++;
 		}

@@ -23,6 +23,7 @@ struct pm_request {
 	int tracker;	   /* the daemon's write-tracking userfaultfd, -1: none */
 	uint32_t barrier;  /* enum pm_barrier: the ones that may be used */
 	uint32_t freeze_max_usecs;
+	bool give;   /* PM_GIVE */
 	bool direct; /* pages may be written without a fault, by O_DIRECT reads under way */
 	long vmas; /* mappings of this process */
 };

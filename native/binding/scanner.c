@@ -286,6 +286,58 @@ static PyObject *scanner_scan(Scanner *self, PyObject *args)
 	return Py_BuildValue("KO", (unsigned long long)scanned, done ? Py_True : Py_False);
 }
 
+static PyObject *scanner_give(Scanner *self, PyObject *args)
+{
+	unsigned long long number;
+	struct pm_mm *mm;
+
+	if (!PyArg_ParseTuple(args, "K:give", &number))
+		return NULL;
+	LOCKED(self, {
+		mm = pm_mm_find(self->scanner, number);
+		if (mm)
+			mm->gives = true;
+	});
+	if (!mm)
+		return no_process(number);
+	Py_RETURN_NONE;
+}
+
+static PyObject *scanner_stop_giving(Scanner *self, PyObject *args)
+{
+	unsigned long long number;
+	struct pm_mm *mm;
+
+	if (!PyArg_ParseTuple(args, "K:stop_giving", &number))
+		return NULL;
+	LOCKED(self, {
+		mm = pm_mm_find(self->scanner, number);
+		if (mm)
+			pm_give_close(self->scanner, mm, true);
+	});
+	if (!mm)
+		return no_process(number);
+	Py_RETURN_NONE;
+}
+
+static PyObject *scanner_hashing(Scanner *self, PyObject *args)
+{
+	unsigned long long number;
+	struct pm_mm *mm;
+	bool is = false;
+
+	if (!PyArg_ParseTuple(args, "K:hashing", &number))
+		return NULL;
+	LOCKED(self, {
+		mm = pm_mm_find(self->scanner, number);
+		if (mm)
+			is = mm->hashing >= PM_HASHING_MOST;
+	});
+	if (!mm)
+		return no_process(number);
+	return PyBool_FromLong(is);
+}
+
 static PyObject *scanner_end_pass(Scanner *self, PyObject *Py_UNUSED(arg))
 {
 	LOCKED(self, pm_end_pass(self->scanner));
@@ -514,6 +566,9 @@ static PyObject *scanner_page_merged(Scanner *self, PyObject *args)
 static PyMethodDef scanner_methods[] = {
 	METHOD(add, METH_VARARGS | METH_KEYWORDS, "Take a process in; its descriptors are duplicated, -1 is a missing one."),
 	METHOD(remove, METH_VARARGS, "Forget a process that has ended."),
+	METHOD(give, METH_VARARGS, "The process's agent hashes pages, and writes them to the pool."),
+	METHOD(stop_giving, METH_VARARGS, "It does not answer: what it has not written is not waited for."),
+	METHOD(hashing, METH_VARARGS, "As many pages of a process are being hashed as may be."),
 	METHOD(mark, METH_VARARGS, "Note a PM_MARK_* of the protocol."),
 	METHOD(set_all, METH_VARARGS, "Merge all of a process that can be merged, or only what is marked."),
 	METHOD(gone, METH_VARARGS, "Hint that memory was unmapped, moved, discarded or mapped anew."),

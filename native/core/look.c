@@ -583,7 +583,8 @@ int pm_mm_scan(struct pm_scanner *scanner, struct pm_mm *mm, uint64_t budget, ui
 	int err = 0;
 
 	scanner->slice++;
-	while (mm->region_at < mm->nregions && look.scanned < budget && scanner->counts.bytes_read < read_until) {
+	while (mm->region_at < mm->nregions && look.scanned < budget && scanner->counts.bytes_read < read_until &&
+	       mm->hashing < PM_HASHING_MOST) {
 		const struct pm_region *region = &mm->regions[mm->region_at];
 
 		if (mm->cursor < region->start)
@@ -604,6 +605,7 @@ int pm_mm_scan(struct pm_scanner *scanner, struct pm_mm *mm, uint64_t budget, ui
 	}
 	protect_flush(&look);
 	pm_candidates_match(scanner);
+	pm_hash_flush(mm);
 	scanner->counts.pages_scanned += look.scanned;
 	*scanned = look.scanned;
 	*done = err || mm->region_at >= mm->nregions;

@@ -7,6 +7,8 @@
  */
 #include "scanner.h"
 
+#include "page.h"
+
 enum {
 	FILLED_MANY = 64, /* of a batch's pages */
 	SAME_SUM = 16, /* others that are looked at when a sum has proved to be two contents' */
@@ -88,7 +90,7 @@ static uint32_t slot_for(struct pm_scanner *scanner, struct pm_chunk *chunk, uin
 {
 	int on = scanner->knobs.merge_across_nodes || scanner->nodes < 2 ? -1 : node;
 	struct pm_segment *segment = chunk->window == PM_NO_SLOT ? NULL : pm_pool_segment(&scanner->pool, chunk->window);
-	bool own = other != chunk && !(scanner->anew && !segment);
+	bool own = other != chunk && !(scanner->anew && !segment) && !(segment && segment->donor);
 	uint32_t slot;
 
 	if (own && (!segment || segment->state != PM_SEGMENT_LIVE)) {
@@ -133,13 +135,14 @@ void pm_page_leave(struct pm_chunk *chunk, uint32_t i, uint32_t link)
 		chunk->state[i] = (uint8_t)((chunk->state[i] & ~31) | 4);
 }
 
+/* `page`: NULL where its content is not here, and the process will write it to the pool. */
 static void match(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, uint32_t sum, const char *page,
-		  int node)
+		  bool zero, int node)
 {
 	struct found found;
 	uint32_t slot;
 
-	if (scanner->knobs.use_zero_pages && !chunk->mm->deaf && pm_page_is_zero(page)) {
+	if (scanner->knobs.use_zero_pages && !chunk->mm->deaf && zero) {
 		ask(chunk, i, PM_LINK_ZERO);
 		return;
 	}
@@ -154,14 +157,20 @@ static void match(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i
 	}
 	if (!found.chunk)
 		slot = PM_NO_SLOT;
+	else if (!page)
+		slot = pm_give_slot(scanner, chunk, i, found.chunk);
 	else if (chunk->window == PM_NO_SLOT && (scanner->anew || found.chunk->window != PM_NO_SLOT)) /* a window more would be mostly holes */
 		slot = slot_for(scanner, found.chunk, found.i, chunk, node);
 	else
 		slot = slot_for(scanner, chunk, i, found.chunk, node);
 	if (slot != PM_NO_SLOT) {
 		pm_index_remove(&scanner->index, pm_page_number(found.chunk, found.i), sum);
-		pm_pool_fill(&scanner->pool, &scanner->run, slot, sum, page);
-		scanner->filled++;
+		if (page) {
+			pm_pool_fill(&scanner->pool, &scanner->run, slot, sum, page);
+			scanner->filled++;
+		} else {
+			pm_pool_reserve(&scanner->pool, slot, sum);
+		}
 		pm_slot_get(&scanner->pool, slot);
 		pm_slot_get(&scanner->pool, slot);
 		pm_slot_index(scanner, slot);
@@ -227,13 +236,14 @@ static bool proven(struct pm_scanner *scanner, const struct pm_candidate *c, uin
 	return false;
 }
 
-static void match_batch(struct pm_scanner *scanner, struct pm_batch *batch)
+/* `content`: of the batch's pages, or NULL. */
+static void match_all(struct pm_scanner *scanner, struct pm_batch *batch, const char *content)
 {
-	struct pm_candidate *c = batch->candidates;
+	static const char zeros[PM_PAGE_SIZE];
+	const struct pm_candidate *c = batch->candidates;
+	uint64_t zero_hash = content ? 0 : pm_page_hash(zeros);
 	uint32_t sum;
 
-	pm_reader_wait(&scanner->reader, batch);
-	scanner->filled = 0;
 	scanner->counts.bytes_read += batch->bytes_read;
 	scanner->counts.bytes_hashed += (uint64_t)batch->hashed * PM_PAGE_SIZE;
 	scanner->counts.read_errors += batch->read_errors;
@@ -245,12 +255,27 @@ static void match_batch(struct pm_scanner *scanner, struct pm_batch *batch)
 			pm_index_prefetch_entry(&scanner->index, (uint32_t)batch->hashes[i] + salt(batch->nodes[i]));
 	for (size_t i = 0; i < batch->n; i++)
 		if (c[i].chunk && proven(scanner, &c[i], batch->hashes[i], salt(batch->nodes[i]), &sum)) {
+			const char *page = content ? content + i * PM_PAGE_SIZE : NULL;
+
 			c[i].chunk->touched = scanner->slice;
-			match(scanner, c[i].chunk, c[i].i, sum, batch->buffer + i * PM_PAGE_SIZE, batch->nodes[i]);
+			match(scanner, c[i].chunk, c[i].i, sum, page, page ? scanner->knobs.use_zero_pages && pm_page_is_zero(page) : batch->hashes[i] == zero_hash,
+			      batch->nodes[i]);
 		}
+	batch->n = 0;
+}
+
+void pm_match_hashed(struct pm_scanner *scanner, struct pm_batch *batch)
+{
+	match_all(scanner, batch, NULL);
+}
+
+static void match_batch(struct pm_scanner *scanner, struct pm_batch *batch)
+{
+	pm_reader_wait(&scanner->reader, batch);
+	scanner->filled = 0;
+	match_all(scanner, batch, batch->buffer);
 	if (pm_pool_flush(&scanner->pool, &scanner->run))
 		scanner->counts.write_errors++;
-	batch->n = 0;
 }
 
 static void read_begin(struct pm_scanner *scanner, struct pm_batch *batch)
@@ -269,6 +294,10 @@ void pm_candidate_add(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32
 		.chunk = chunk, .i = i, .decided = decided, .address = pm_chunk_address(chunk, i)};
 	if (batch->n < PM_READ_PAGES)
 		return;
+	if (pm_hash_want(scanner, batch)) {
+		batch->n = 0;
+		return;
+	}
 	/* While the next is read, what was read before is matched. */
 	read_begin(scanner, batch);
 	scanner->filling ^= 1;

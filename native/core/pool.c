@@ -2,6 +2,7 @@
 #include "pool.h"
 
 #include "page.h"
+#include "protocol.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -18,6 +19,7 @@
 
 enum { USERS_MANY = 127, CONFIRMED = 128, MPOL_PREFERRED_MODE = 1 };
 static const size_t SEGMENT_BYTES = (size_t)PM_SEGMENT_PAGES * PM_PAGE_SIZE;
+_Static_assert((size_t)PM_SEGMENT_PAGES * PM_PAGE_SIZE == PM_SEGMENT_BYTES, "one size");
 
 static bool bit(const uint8_t *bits, uint32_t i)
 {
@@ -198,7 +200,8 @@ static void prefer_node(void *map, int node)
 	syscall(SYS_mbind, map, SEGMENT_BYTES, MPOL_PREFERRED_MODE, mask, 1024ul, 0ul);
 }
 
-static int segment_create(struct pm_pool *pool, int node, struct pm_segment **out)
+/* For a donor's, which nobody may have mapped so that it can be sealed, there is no mapping of ours. */
+static int segment_create(struct pm_pool *pool, int node, uint64_t donor, struct pm_segment **out)
 {
 	struct pm_segment *segment;
 	struct stat st;
@@ -232,12 +235,22 @@ static int segment_create(struct pm_pool *pool, int node, struct pm_segment **ou
 		err = -errno;
 		goto fail;
 	}
-	segment->map = mmap(NULL, SEGMENT_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, segment->fd, 0);
-	if (segment->map == MAP_FAILED) {
-		err = -errno;
-		goto fail;
+	if (donor) {
+		segment->given = calloc(PM_SEGMENT_PAGES / 8, 1);
+		if (!segment->given || fcntl(segment->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0) {
+			err = segment->given ? -errno : -ENOMEM;
+			goto fail;
+		}
+	} else {
+		segment->map = mmap(NULL, SEGMENT_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, segment->fd, 0);
+		if (segment->map == MAP_FAILED) {
+			err = -errno;
+			goto fail;
+		}
+		prefer_node(segment->map, node);
 	}
-	prefer_node(segment->map, node);
+	segment->donor = donor;
+	segment->open = donor != 0;
 	segment->id = id;
 	segment->state = PM_SEGMENT_LIVE;
 	segment->node = (int16_t)node;
@@ -251,6 +264,7 @@ static int segment_create(struct pm_pool *pool, int node, struct pm_segment **ou
 	return 0;
 fail:
 	close(segment->fd);
+	free(segment->given);
 	free(segment);
 	return err;
 }
@@ -263,7 +277,7 @@ int pm_pool_window(struct pm_pool *pool, int node, bool spill, uint32_t *first)
 
 	if (!segment || segment->state != PM_SEGMENT_LIVE || segment->node != node ||
 	    segment->windows == PM_SEGMENT_PAGES / PM_WINDOW_PAGES) {
-		err = segment_create(pool, node, &segment);
+		err = segment_create(pool, node, 0, &segment);
 		if (err)
 			return err;
 		*current = segment->id;
@@ -272,9 +286,52 @@ int pm_pool_window(struct pm_pool *pool, int node, bool spill, uint32_t *first)
 	return 0;
 }
 
-void pm_pool_fill(struct pm_pool *pool, struct pm_pool_run *run, uint32_t slot, uint32_t sum, const void *content)
+int pm_pool_given_window(struct pm_pool *pool, uint64_t donor, uint32_t *current, uint32_t *first)
+{
+	struct pm_segment *segment = *current < pool->nsegments ? pool->segments[*current] : NULL;
+	int err, created = 0;
+
+	if (!segment || !segment->open || segment->donor != donor || segment->windows == PM_SEGMENT_PAGES / PM_WINDOW_PAGES) {
+		err = segment_create(pool, -1, donor, &segment);
+		if (err)
+			return err;
+		*current = segment->id;
+		created = 1;
+	}
+	*first = segment->id << PM_SEGMENT_SHIFT | segment->windows++ * PM_WINDOW_PAGES;
+	return created;
+}
+
+void pm_pool_reserve(struct pm_pool *pool, uint32_t slot, uint32_t sum)
 {
 	struct pm_segment *segment = pm_pool_segment(pool, slot);
+	uint32_t at = pm_slot_position(slot);
+
+	segment->sum[at] = sum;
+	set_bit(segment->filled, at);
+	segment->written++;
+	pool->written_live++;
+}
+
+void pm_slot_give(struct pm_segment *segment, uint32_t slot)
+{
+	set_bit(segment->given, pm_slot_position(slot));
+	segment->ngiven++;
+}
+
+int pm_segment_close(struct pm_segment *segment)
+{
+	segment->open = false;
+	free(segment->given);
+	segment->given = NULL;
+	if (fcntl(segment->fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SEAL) < 0)
+		return -errno;
+	segment->sealed = true;
+	return 0;
+}
+
+void pm_pool_fill(struct pm_pool *pool, struct pm_pool_run *run, uint32_t slot, uint32_t sum, const void *content)
+{
 	uint32_t at = pm_slot_position(slot);
 
 	if (run->n && (slot != run->slot + run->n || at == 0 ||
@@ -283,10 +340,7 @@ void pm_pool_fill(struct pm_pool *pool, struct pm_pool_run *run, uint32_t slot, 
 	if (!run->n)
 		*run = (struct pm_pool_run){slot, 0, content};
 	run->n++;
-	segment->sum[at] = sum;
-	set_bit(segment->filled, at);
-	segment->written++;
-	pool->written_live++;
+	pm_pool_reserve(pool, slot, sum);
 }
 
 int pm_pool_flush(struct pm_pool *pool, struct pm_pool_run *run)
@@ -359,7 +413,9 @@ void pm_pool_drop(struct pm_pool *pool, struct pm_segment *segment)
 				pool->current[node][spill] = PM_NO_SLOT;
 	pool->segments[segment->id] = NULL;
 	pool->metadata -= sizeof(*segment);
-	munmap(segment->map, SEGMENT_BYTES);
+	if (segment->map)
+		munmap(segment->map, SEGMENT_BYTES);
 	close(segment->fd);
+	free(segment->given);
 	free(segment);
 }

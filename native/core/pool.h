@@ -32,6 +32,11 @@ struct pm_segment {
 	uint32_t id;
 	uint8_t state;      /* enum pm_segment_state */
 	bool sealed;        /* handed out: no pwrite any more, and nobody but us can write */
+	uint64_t donor;     /* the mm that writes its pages to it (PM_GIVE); 0: we write */
+	bool open;          /* the donor may write still: nobody else gets it */
+	uint32_t giving;    /* requests of the donor's that are not answered */
+	uint8_t *given;     /* while open: slots that the donor was asked to write, one bit each */
+	uint32_t ngiven;
 	uint8_t steady;     /* passes for which the number of dead slots has not changed */
 	uint8_t idle;       /* passes without any user */
 	int16_t node;       /* NUMA node, -1 for any */
@@ -84,6 +89,17 @@ static inline uint32_t pm_slot_position(uint32_t slot)
 
 /* 512 adjacent slots on a node (-1: any), next to the last window's where there is room.  0 or -errno. */
 int pm_pool_window(struct pm_pool *pool, int node, bool spill, uint32_t *first);
+/* The same in a segment that a process will write: *current (0), or a new one where that has no room (1). */
+int pm_pool_given_window(struct pm_pool *pool, uint64_t donor, uint32_t *current, uint32_t *first);
+/* A slot that its donor will write. */
+void pm_pool_reserve(struct pm_pool *pool, uint32_t slot, uint32_t sum);
+static inline bool pm_slot_is_given(const struct pm_segment *segment, uint32_t slot)
+{
+	return segment->given && segment->given[pm_slot_position(slot) / 8] >> (slot % 8) & 1;
+}
+void pm_slot_give(struct pm_segment *segment, uint32_t slot);
+/* The donor is done, or gone: nobody can write any more.  0 or -errno. */
+int pm_segment_close(struct pm_segment *segment);
 
 /* Give a slot its sum and content: `run` collects adjacent ones, pm_pool_flush writes them. */
 struct pm_pool_run {

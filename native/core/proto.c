@@ -35,6 +35,23 @@ static const char *check_ranges(const unsigned char *body, uint32_t count, uint3
 	return NULL;
 }
 
+/* Ranges of so many pages in all, at most. */
+static const char *check_pages(const unsigned char *body, uint32_t count, uint64_t most)
+{
+	const char *reason = check_ranges(body, count, ~0u);
+	uint64_t bytes = 0;
+
+	for (uint32_t i = 0; i < count && !reason; i++) {
+		struct pm_range range;
+
+		memcpy(&range, body + i * sizeof(range), sizeof(range));
+		bytes += range.end - range.start;
+		if (bytes > most * PM_PAGE_SIZE)
+			reason = "more pages than can be answered";
+	}
+	return reason;
+}
+
 static const char *check_runs(const unsigned char *body, uint32_t count)
 {
 	struct pm_run run, before = { 0 };
@@ -74,7 +91,7 @@ static const char *check_hello(const unsigned char *body)
 	memcpy(&hello, body, sizeof(hello));
 	if (!memchr(hello.domain, 0, sizeof(hello.domain)) || !memchr(hello.refusal, 0, sizeof(hello.refusal)))
 		return "a text without an end";
-	if (hello.fds & ~15u || hello.flags & ~63u || hello.barriers & ~7u)
+	if (hello.fds & ~15u || hello.flags & ~127u || hello.barriers & ~7u)
 		return "unknown flags";
 	if (hello.own_end && (hello.own_start >= hello.own_end || (hello.own_start | hello.own_end) % PM_PAGE_SIZE))
 		return "an impossible range of its own";
@@ -126,14 +143,20 @@ static const char *check(const unsigned char *datagram, size_t length, bool to_d
 	case PM_RESULT:
 		reason = check_size(length, header.count, sizeof(struct pm_result), sizeof(struct pm_failed));
 		return reason ? reason : check_failed(body + sizeof(struct pm_result), header.count);
+	case PM_HASHES:
+		return check_size(length, header.count, sizeof(struct pm_hashes), sizeof(uint64_t));
 	case PM_BYE:
 	case PM_PING:
 		return check_size(length, 0, 0, 0);
 	case PM_WELCOME:
 		return header.count == 1 ? check_size(length, 1, 0, sizeof(struct pm_welcome)) : "more than one welcome";
 	case PM_MERGE:
+	case PM_GIVE:
 		reason = check_size(length, header.count, 0, sizeof(struct pm_run));
 		return reason ? reason : check_runs(body, header.count);
+	case PM_HASH:
+		reason = check_size(length, header.count, 0, sizeof(struct pm_range));
+		return reason ? reason : check_pages(body, header.count, PM_HASH_PAGES);
 	case PM_ADVISE:
 		reason = check_size(length, header.count, 0, sizeof(struct pm_range));
 		return reason ? reason : check_ranges(body, header.count, PM_MARK_UNMERGEABLE);

@@ -17,6 +17,8 @@
 #define PM_PROTOCOL_VERSION 1u
 #define PM_MESSAGE_MAX 65536u /* bytes in one datagram, header included */
 #define PM_FDS_MAX 16u        /* descriptors in one datagram */
+#define PM_HASH_PAGES 4096u   /* pages of one PM_HASH */
+#define PM_SEGMENT_BYTES (64u << 20) /* of a file of the pool */
 #define PM_DOMAIN_MAX 64u     /* bytes of a domain's name, the final NUL included */
 
 enum pm_message_type {
@@ -27,6 +29,7 @@ enum pm_message_type {
 	PM_GONE = 4,   /* pm_range[]: unmapped, moved away, discarded or mapped anew; a hint */
 	PM_RESULT = 5, /* 1 pm_result, then pm_failed[] (count = number of pm_failed) */
 	PM_BYE = 6,    /* no entries: the agent stops; its pages stay merged and correct */
+	PM_HASHES = 7, /* 1 pm_hashes, then count times 8 bytes: XXH3-64 of each page of a PM_HASH, 0: not readable */
 
 	/* daemon -> agent */
 	PM_WELCOME = 16, /* 1 pm_welcome */
@@ -36,6 +39,8 @@ enum pm_message_type {
 	PM_PING = 20,    /* no entries: answer with an empty PM_RESULT of the same seq */
 	PM_ADVISE = 21,  /* pm_range[]: madvise on the program's behalf; flags = PM_MARK_MERGEABLE or PM_MARK_UNMERGEABLE */
 	PM_ADVISE_ALL = 22, /* 1 pm_range: prctl(PR_SET_MEMORY_MERGE) on its behalf; flags as PM_ALL's.  Both are answered by PM_MARK and PM_ALL alone */
+	PM_HASH = 23,  /* pm_range[], of PM_HASH_PAGES pages at most: hash them where they are; answered by PM_HASHES.  Only to PM_HELLO_GIVES */
+	PM_GIVE = 24,  /* as PM_MERGE, but the segment is not sealed yet and the pages' content is to be written to it first.  Only to PM_HELLO_GIVES */
 };
 
 struct pm_header {
@@ -58,6 +63,7 @@ enum pm_hello_flag {
 	PM_HELLO_FORKED = 1u << 2,    /* child of `parent`, which had an agent */
 	PM_HELLO_ALL = 1u << 3,       /* PR_SET_MEMORY_MERGE is on already (inherited, or `run --all`) */
 	PM_HELLO_BACK = 1u << 4,      /* was connected before: the marks follow anew */
+	PM_HELLO_GIVES = 1u << 6,    /* hashes its pages itself, and writes them to the pool */
 	PM_HELLO_SHARED_TABLE = 1u << 5, /* no descriptor table of its own is to be had: no barrier by userfaultfd */
 };
 
@@ -138,6 +144,10 @@ struct pm_result {
 	uint64_t stopped_ns; /* time for which threads were held in this request */
 };
 
+struct pm_hashes {
+	uint64_t cpu_ns; /* as in pm_result */
+};
+
 /* Every page of the request that was not merged; pages that are not listed were. */
 enum pm_failure {
 	PM_FAIL_DIFFERS = 1,  /* the bytes are not the pool's */
@@ -161,6 +171,7 @@ _Static_assert(sizeof(struct pm_welcome) == 16, "wire format");
 _Static_assert(sizeof(struct pm_range) == 24, "wire format");
 _Static_assert(sizeof(struct pm_run) == 24, "wire format");
 _Static_assert(sizeof(struct pm_result) == 40, "wire format");
+_Static_assert(sizeof(struct pm_hashes) == 8, "wire format");
 _Static_assert(sizeof(struct pm_failed) == 16, "wire format");
 
 #endif

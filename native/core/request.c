@@ -39,6 +39,7 @@ struct build {
 	uint32_t segments[SEGMENTS_MAX];
 	uint32_t nsegments;
 	bool hold;  /* scanning goes on: more pages may come */
+	bool give;  /* pages that are to be written to an open segment, else those that are in one that is closed */
 	bool full;
 	uint64_t end; /* of the last group */
 };
@@ -70,19 +71,32 @@ static bool may_be_gap(const struct pm_chunk *chunk, uint32_t i)
 	return state == PM_LOOKED || state == PM_UNSHARED;
 }
 
-/* While scanning goes on a segment is filled by pwrite, which is faster, until it is handed out. */
-static bool still_filling(const struct build *build, uint32_t slot)
+/*
+ * Whether a pending page can't be asked for yet.  While scanning goes on a segment is filled by pwrite, which is faster, until it is handed out; one that a process
+ * fills is handed out to nobody else until it is closed.
+ */
+static bool must_wait(const struct build *build, const struct pm_chunk *chunk, uint32_t i)
 {
-	const struct pm_segment *segment = pm_pool_segment(&build->scanner->pool, slot);
+	const struct pm_segment *segment = pm_pool_segment(&build->scanner->pool, chunk->link[i]);
 
+	if (build->give)
+		return !pm_may_give(build->scanner, chunk, i);
+	if (!segment || segment->donor)
+		return !segment || segment->open;
 	return build->hold && !segment->sealed && segment->windows < PM_SEGMENT_PAGES / PM_WINDOW_PAGES;
+}
+
+/* Whether a page goes to a slot in the same request. */
+static bool follows(const struct build *build, const struct pm_chunk *chunk, uint32_t at, uint32_t slot)
+{
+	return pm_page_state(chunk, at) == PM_PENDING && chunk->link[at] == slot && (!build->give || pm_may_give(build->scanner, chunk, at));
 }
 
 /*
  * The group that begins at page `i`, which is pending: runs of one alignment, with gaps between them.  Returns the number
  * of runs put at `runs`, and the page after the group in *after.
  */
-static uint32_t group(const struct pm_chunk *chunk, uint32_t i, struct pm_run *runs,
+static uint32_t group(const struct build *build, const struct pm_chunk *chunk, uint32_t i, struct pm_run *runs,
 		      uint32_t *after, uint32_t gap_max)
 {
 	uint32_t slot = chunk->link[i], n = 0, at = i, end = i, room = PM_SEGMENT_PAGES - pm_slot_position(slot);
@@ -91,7 +105,7 @@ static uint32_t group(const struct pm_chunk *chunk, uint32_t i, struct pm_run *r
 	for (;;) {
 		uint32_t from = at, gap;
 
-		while (at < stop && pm_page_state(chunk, at) == PM_PENDING && chunk->link[at] == slot + (at - i))
+		while (at < stop && follows(build, chunk, at, slot + (at - i)))
 			at++;
 		runs[n++] = (struct pm_run){.addr = pm_chunk_address(chunk, from),
 					    .npages = at - from,
@@ -100,8 +114,7 @@ static uint32_t group(const struct pm_chunk *chunk, uint32_t i, struct pm_run *r
 		end = at;
 		for (gap = 0; at < stop && gap < gap_max && may_be_gap(chunk, at); gap++)
 			at++;
-		if (at == stop || pm_page_state(chunk, at) != PM_PENDING || chunk->link[at] != slot + (at - i) ||
-		    at == end)
+		if (at == stop || !follows(build, chunk, at, slot + (at - i)) || at == end)
 			break;
 		runs[n++] = (struct pm_run){.addr = pm_chunk_address(chunk, end),
 					    .npages = gap,
@@ -130,6 +143,19 @@ static uint64_t vmas_free(const struct build *build)
 	return used < limit ? limit - used : 0;
 }
 
+static void mark_asked(struct build *build, struct pm_chunk *chunk, const struct pm_run *runs, uint32_t n)
+{
+	for (uint32_t k = 0; k < n; k++) {
+		uint32_t i = (uint32_t)((runs[k].addr - chunk->base) >> PM_PAGE_SHIFT) - chunk->first;
+
+		for (uint32_t end = i + runs[k].npages; !(runs[k].flags & PM_RUN_GAP) && i < end; i++) {
+			if (build->give)
+				pm_slot_give(pm_pool_segment(&build->scanner->pool, chunk->link[i]), chunk->link[i]);
+			pm_set_state(chunk, i, PM_ASKED);
+		}
+	}
+}
+
 static void build_merges(struct build *build, struct pm_chunk *chunk)
 {
 	struct pm_scanner *scanner = build->scanner;
@@ -142,11 +168,11 @@ static void build_merges(struct build *build, struct pm_chunk *chunk)
 
 		after = i + 1;
 		if (pm_page_state(chunk, i) != PM_PENDING || chunk->link[i] == PM_LINK_ZERO ||
-		    still_filling(build, chunk->link[i]))
+		    must_wait(build, chunk, i))
 			continue;
 		if (vmas_free(build) < scanner->max_map_count / 4 && gap_max && gap_max < GAP_SCARCE)
 			gap_max = GAP_SCARCE;
-		n = group(chunk, i, runs, &after, gap_max);
+		n = group(build, chunk, i, runs, &after, gap_max);
 		/* A mapping in the middle of another makes two more; next to the one before, one. */
 		cost = build->n && build->end == runs[0].addr ? 1 : 2;
 		if (vmas_free(build) < cost) {
@@ -154,6 +180,10 @@ static void build_merges(struct build *build, struct pm_chunk *chunk)
 			continue;
 		}
 		segment = segment_index(build, chunk->link[i]);
+		if (build->give && segment) { /* one segment a request: its end is told by that of its requests */
+			build->nsegments = segments;
+			continue;
+		}
 		if (segment == SEGMENTS_MAX) /* a datagram carries only so many descriptors: it is for the next one */
 			continue;
 		if (build->n + n > RUNS_MAX || build->pages >= PM_ASK_PAGES) {
@@ -166,9 +196,7 @@ static void build_merges(struct build *build, struct pm_chunk *chunk)
 			pages += runs[k].npages;
 			build->runs[build->n++] = runs[k];
 		}
-		for (; i < after; i++)
-			if (pm_page_state(chunk, i) == PM_PENDING)
-				pm_set_state(chunk, i, PM_ASKED);
+		mark_asked(build, chunk, runs, n);
 		build->end = pm_chunk_address(chunk, after);
 		build->pages += pages;
 		build->mm->vmas += cost;
@@ -236,7 +264,7 @@ static void collect(struct build *build, enum pm_message_type type)
 		struct pm_chunk *chunk = mm->chunks[at];
 
 		if (chunk->wanted && !is_held(build, chunk)) {
-			if (type == PM_MERGE)
+			if (type == PM_MERGE || type == PM_GIVE)
 				build_merges(build, chunk);
 			else
 				build_ranges(build, chunk, type);
@@ -256,11 +284,11 @@ static int keep(struct build *build, enum pm_message_type type, uint64_t seq)
 
 	if (!request)
 		return -ENOMEM;
-	*request = (struct pm_request){.seq = seq, .type = type, .n = build->n};
+	*request = (struct pm_request){.seq = seq, .type = type, .n = build->n, .segment = build->segments[0]};
 	for (uint32_t i = 0; i < build->n; i++) {
 		const struct pm_range *range = (const struct pm_range *)(const void *)&build->runs[i];
 
-		if (type == PM_MERGE)
+		if (type == PM_MERGE || type == PM_GIVE)
 			request->runs[i] = build->runs[i];
 		else
 			request->runs[i] = (struct pm_run){
@@ -275,7 +303,7 @@ static int keep(struct build *build, enum pm_message_type type, uint64_t seq)
 
 int pm_mm_take(struct pm_scanner *scanner, struct pm_mm *mm, struct pm_request_out *out)
 {
-	static const enum pm_message_type types[] = {PM_MERGE, PM_ZERO, PM_UNMERGE};
+	static const enum pm_message_type types[] = {PM_GIVE, PM_MERGE, PM_ZERO, PM_UNMERGE};
 	struct pm_header *header = (struct pm_header *)(void *)scanner->datagram;
 	struct build build = {.scanner = scanner, .mm = mm, .runs = (struct pm_run *)(void *)(header + 1)};
 	enum pm_message_type type = PM_MERGE;
@@ -288,22 +316,33 @@ int pm_mm_take(struct pm_scanner *scanner, struct pm_mm *mm, struct pm_request_o
 				if (pm_page_state(mm->chunks[c], i) == PM_UNSHARED)
 					pm_page_detach(scanner, mm->chunks[c], i, PM_LOOKED);
 	}
+	if (pm_hash_take(scanner, mm, out))
+		return 1;
 	if (!mm->wanted) {
 		mm->held_since = 0;
+		pm_give_close(scanner, mm, false);
 		return 0;
 	}
-	build.hold = scanner->in_pass && mm->held_since && pm_now_ns() - mm->held_since < HOLD_NS;
+	build.hold = (scanner->in_pass || scanner->hashing) && mm->held_since && pm_now_ns() - mm->held_since < HOLD_NS;
 	for (size_t i = 0; i < sizeof(types) / sizeof(types[0]) && !build.n; i++) {
 		type = types[i];
+		build.give = type == PM_GIVE;
+		if (build.give && !mm->unclosed)
+			continue;
 		build.full = false;
 		collect(&build, type);
 	}
-	if (!build.n)
+	if (!build.n) {
+		pm_give_close(scanner, mm, false);
 		return 0;
+	}
 	for (uint32_t i = 0; i < build.nsegments; i++) {
 		struct pm_segment *segment = scanner->pool.segments[build.segments[i]];
 
-		pm_segment_seal(segment); /* failing would only mean that the agents refuse it */
+		if (build.give)
+			segment->giving++;
+		else
+			pm_segment_seal(segment); /* failing would only mean that the agents refuse it */
 		out->fds[i] = segment->fd;
 	}
 	*header = (struct pm_header){.type = type, .count = build.n, .seq = ++scanner->seq};
@@ -325,6 +364,8 @@ static void page_failed(struct pm_scanner *scanner, struct pm_chunk *chunk, uint
 {
 	uint32_t link = chunk->link[i];
 
+	if (type == PM_GIVE)
+		type = PM_MERGE;
 	if (type == PM_UNMERGE) {
 		struct pm_segment *segment = link == PM_REF_NONE ? NULL : pm_pool_segment(&scanner->pool, link);
 
@@ -371,6 +412,8 @@ static void page_done(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32
 	struct pm_segment *segment;
 
 	chunk->mm->stale = true;
+	if (type == PM_GIVE)
+		type = PM_MERGE;
 	if (type == PM_UNMERGE) {
 		pm_page_detach(scanner, chunk, i, PM_NONE);
 		return;
@@ -471,6 +514,14 @@ static void apply_failures(struct pm_scanner *scanner, struct pm_mm *mm, const s
 	}
 }
 
+static void gave(struct pm_scanner *scanner, const struct pm_mm *mm, uint32_t id)
+{
+	struct pm_segment *segment = id < scanner->pool.nsegments ? scanner->pool.segments[id] : NULL;
+
+	if (segment && segment->donor == mm->mm && segment->giving)
+		segment->giving--;
+}
+
 int pm_mm_answer(struct pm_scanner *scanner, struct pm_mm *mm, const void *datagram, size_t length)
 {
 	struct pm_request **at, *request;
@@ -479,9 +530,13 @@ int pm_mm_answer(struct pm_scanner *scanner, struct pm_mm *mm, const void *datag
 	struct pm_result result;
 	size_t bytes;
 
-	if (length < sizeof(header) + sizeof(result) || length > PM_MESSAGE_MAX)
+	if (length < sizeof(header) || length > PM_MESSAGE_MAX)
 		return -EINVAL;
 	memcpy(&header, datagram, sizeof(header));
+	if (header.type == PM_HASHES)
+		return pm_hash_answer(scanner, mm, &header, (const char *)datagram + sizeof(header), length - sizeof(header));
+	if (length < sizeof(header) + sizeof(result))
+		return -EINVAL;
 	memcpy(&result, (const char *)datagram + sizeof(header), sizeof(result));
 	bytes = length - sizeof(header) - sizeof(result);
 	if (header.type != PM_RESULT || bytes != (size_t)header.count * sizeof(*failed))
@@ -489,7 +544,7 @@ int pm_mm_answer(struct pm_scanner *scanner, struct pm_mm *mm, const void *datag
 	for (at = &mm->asked; *at && (*at)->seq != header.seq; at = &(*at)->next)
 		;
 	request = *at;
-	if (!request)
+	if (!request || request->type == PM_HASH)
 		return -EINVAL;
 	failed = malloc(bytes + 1);
 	if (!failed)
@@ -512,6 +567,8 @@ int pm_mm_answer(struct pm_scanner *scanner, struct pm_mm *mm, const void *datag
 				page_done(scanner, chunk, i, request->type);
 		}
 	}
+	if (request->type == PM_GIVE)
+		gave(scanner, mm, request->segment);
 	free(failed);
 	free(request);
 	for (size_t i = 0; i < scanner->ndiffering; i++)
@@ -521,16 +578,23 @@ int pm_mm_answer(struct pm_scanner *scanner, struct pm_mm *mm, const void *datag
 	return 0;
 }
 
+static void forget_all(struct pm_scanner *scanner, struct pm_mm *mm, struct pm_request **list)
+{
+	while (*list) {
+		struct pm_request *next = (*list)->next;
+
+		pm_hash_forget(scanner, mm, *list);
+		*list = next;
+	}
+}
+
 void pm_mm_lost(struct pm_scanner *scanner, struct pm_mm *mm)
 {
 	mm->deaf = true;
 	mm->stale = true;
-	while (mm->asked) {
-		struct pm_request *next = mm->asked->next;
-
-		free(mm->asked);
-		mm->asked = next;
-	}
+	mm->collecting = NULL;
+	forget_all(scanner, mm, &mm->asked);
+	forget_all(scanner, mm, &mm->to_hash);
 	for (size_t c = 0; c < mm->nchunks; c++)
 		for (uint32_t i = 0; i < mm->chunks[c]->n; i++) {
 			unsigned int state = pm_page_state(mm->chunks[c], i);
@@ -538,6 +602,7 @@ void pm_mm_lost(struct pm_scanner *scanner, struct pm_mm *mm)
 			if (state == PM_ASKED || state == PM_PENDING || state == PM_RECALLED)
 				pm_page_detach(scanner, mm->chunks[c], i, PM_LOOKED);
 		}
+	pm_give_close(scanner, mm, true);
 }
 
 void pm_mm_unmerge(struct pm_scanner *scanner, struct pm_mm *mm, uint64_t start, uint64_t end)

@@ -138,6 +138,7 @@ int pm_mm_add(struct pm_scanner *scanner, uint64_t number, pid_t pid, const stru
 	mm->mem_fd = take_fd(fds->mem, pid, "mem");
 	mm->statm_fd = take_fd(-1, pid, "statm");
 	mm->uffd = fds->uffd < 0 ? -1 : fcntl(fds->uffd, F_DUPFD_CLOEXEC, 3);
+	mm->giving = mm->spill = PM_NO_SLOT;
 	mm->stale = true;
 	pm_track_init(&mm->track, mm->pagemap_fd);
 	mm->next = scanner->mms;

@@ -6,6 +6,7 @@
  *   look.c    a pass over a process: what the kernel says of each page, and what follows from it
  *   read.c    reading pages
  *   match.c   finding equal ones
+ *   give.c    pages that their own process hashes, and writes to the pool
  *   request.c what is asked of agents, and their answers
  *   sweep.c   the end of a pass: dead slots, retired segments
  *   scanner.c processes coming and going, knobs, counters
@@ -57,6 +58,8 @@ struct pm_request {
 	uint64_t seq;
 	uint32_t type; /* enum pm_message_type */
 	uint32_t n;
+	uint32_t pages;   /* PM_HASH */
+	uint32_t segment; /* PM_GIVE: the one that is written */
 	struct pm_request *next;
 	struct pm_run runs[];
 };
@@ -71,6 +74,7 @@ struct pm_mm {
 	bool all;        /* PR_SET_MEMORY_MERGE */
 	bool stale;      /* the regions have to be read again */
 	bool deaf;       /* no connection: can't be asked */
+	bool gives;      /* its agent hashes and writes pages to the pool (PM_HELLO_GIVES) */
 	bool in_pass;    /* between begin_mm and the end of its scan */
 	bool by_mem;     /* process_vm_readv is forbidden: read /proc/PID/mem */
 	bool foreign;    /* maps a pool that is retired or unknown */
@@ -98,6 +102,11 @@ struct pm_mm {
 	uint64_t breaks;
 	uint64_t bytes; /* of its chunks' records */
 	struct pm_request *asked;
+	struct pm_request *to_hash, *collecting; /* to be asked; the last of them, which may still grow, or NULL */
+	uint32_t hashing;  /* requests, asked or not */
+	uint32_t giving;   /* the segment that it fills, or PM_NO_SLOT */
+	uint32_t spill, spill_used; /* in such a segment: the window for pages whose own position is taken */
+	uint32_t unclosed; /* segments that it may write */
 };
 
 enum pm_event_kind {
@@ -149,6 +158,7 @@ struct pm_scanner {
 	bool recalled;  /* run=2: what still gets merged is asked back */
 	uint64_t seq;
 	uint64_t max_map_count;
+	uint64_t hashing; /* requests, of all processes */
 	uint64_t in_pass; /* processes between begin_mm and the end of their scan */
 	uint64_t zero_fresh;
 	uint64_t chains, dups;
@@ -156,6 +166,7 @@ struct pm_scanner {
 	int nodes;
 	struct pm_reader reader;
 	struct pm_batch batches[2]; /* one is filled or read while the other is matched */
+	struct pm_batch hashed; /* without content */
 	unsigned int filling;
 	uint32_t filled; /* slots, by the batch that was matched last */
 	struct {
@@ -213,7 +224,12 @@ bool pm_match_anew(struct pm_scanner *scanner, uint32_t page);
 /* Leave a PM_LOOKED page whose sum is known, to be tried again ever more rarely; `link` PM_LINK_KNOWN or _LEFT. */
 void pm_page_leave(struct pm_chunk *chunk, uint32_t i, uint32_t link);
 
-/* request.c */
+/* Match pages whose hashes are known and whose content is not: it can be given. */
+void pm_match_hashed(struct pm_scanner *scanner, struct pm_batch *batch);
+/* After slots were retired: pages that were to be, or are, merged with them become candidates again. */
+void pm_segment_retire(struct pm_scanner *scanner, struct pm_segment *segment); /* sweep.c */
+
+/* give.c */
 struct pm_request_out {
 	uint64_t seq;
 	const char *datagram;
@@ -221,6 +237,23 @@ struct pm_request_out {
 	int fds[PM_FDS_MAX];
 	size_t nfds;
 };
+enum { PM_HASHING_MOST = 4 }; /* requests for hashes that a process is asked at a time */
+/* Have a full batch of pages hashed by their process; false: it is to be read. */
+bool pm_hash_want(struct pm_scanner *scanner, const struct pm_batch *batch);
+/* What was collected is asked. */
+void pm_hash_flush(struct pm_mm *mm);
+/* A request for hashes, as the datagram that is sent; false: there is none to be made. */
+bool pm_hash_take(struct pm_scanner *scanner, struct pm_mm *mm, struct pm_request_out *out);
+int pm_hash_answer(struct pm_scanner *scanner, struct pm_mm *mm, const struct pm_header *header, const void *body, size_t bytes);
+void pm_hash_forget(struct pm_scanner *scanner, struct pm_mm *mm, struct pm_request *request);
+/* A slot that the process of the page will write; PM_NO_SLOT: there is none to be had. */
+uint32_t pm_give_slot(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, const struct pm_chunk *other);
+/* Whether the page's process is to write the slot that the page waits for. */
+bool pm_may_give(const struct pm_scanner *scanner, const struct pm_chunk *chunk, uint32_t i);
+/* Close the segments that a process will not write to any more; `all`: whatever is under way. */
+void pm_give_close(struct pm_scanner *scanner, struct pm_mm *mm, bool all);
+
+/* request.c */
 /* 1 and a request, or 0: nothing to ask now, or -errno. */
 int pm_mm_take(struct pm_scanner *scanner, struct pm_mm *mm, struct pm_request_out *out);
 /* 0, or -EINVAL: not an answer to what was asked. */

@@ -12,7 +12,7 @@ enum {
 };
 
 /* Take a segment's contents out of the index; the pages mapped from it become candidates again. */
-static void retire(struct pm_scanner *scanner, struct pm_segment *segment)
+void pm_segment_retire(struct pm_scanner *scanner, struct pm_segment *segment)
 {
 	for (uint32_t at = 0; at < PM_SEGMENT_PAGES; at++)
 		pm_slot_unindex(scanner, segment->id << PM_SEGMENT_SHIFT | at);
@@ -101,7 +101,7 @@ void pm_end_pass(struct pm_scanner *scanner)
 		struct pm_segment *segment = scanner->pool.segments[id];
 		uint32_t dead;
 
-		if (!segment)
+		if (!segment || segment->open)
 			continue;
 		dead = segment->written - segment->live;
 		if (segment->live) {
@@ -116,7 +116,7 @@ void pm_end_pass(struct pm_scanner *scanner)
 		segment->dead_before = dead;
 		if (segment->state == PM_SEGMENT_LIVE && segment->live && dead >= RETIRE_DEAD &&
 		    dead > segment->written / RETIRE_PART && segment->steady >= RETIRE_STEADY)
-			retire(scanner, segment);
+			pm_segment_retire(scanner, segment);
 	}
 }
 

@@ -36,6 +36,10 @@ class Scanner:
         """
     def remove(self, mm: int) -> None:
         """Forget a process that has ended; its slots lose their users."""
+    def give(self, mm: int) -> None:
+        """Its agent hashes pages, and writes them to the pool (PM_HELLO_GIVES)."""
+    def stop_giving(self, mm: int) -> None:
+        """It does not answer: what it has not written to the pool is not waited for."""
     def mark(self, mm: int, start: int, end: int, kind: int) -> None:
         """Note a PM_MARK_* of the protocol."""
     def set_all(self, mm: int, on: bool) -> None: ...
@@ -54,6 +58,8 @@ class Scanner:
         """
     def scan(self, mm: int, budget: int) -> tuple[int, bool]:
         """Look at up to `budget` pages from the cursor: (pages looked at, whether it is done)."""
+    def hashing(self, mm: int) -> bool:
+        """Whether `scan` waits for the process's agent, which has as much to hash as may be."""
     def end_pass(self) -> None:
         """Retire and drop segments, forget what is stale."""
     # requests for agents

@@ -69,6 +69,7 @@ class AgentServer:
         for client in self.clients.values():
             if not client.silent and client.overdue(now):
                 client.silent = True
+                client.scanner.stop_giving(client.mm)
                 log.warning("%s does not answer; going on without it", client.who())
 
     # connections
@@ -132,6 +133,8 @@ class AgentServer:
         pagemap, maps, mem, uffd = (given.get(fd, -1) for fd in HELLO_FDS)
         related = parent.mm if parent and parent.scanner is scanner else 0
         scanner.add(mm, pid, pagemap, maps, mem, uffd, related)
+        if hello.flags & wire.HelloFlag.GIVES:
+            scanner.give(mm)
         if hello.own_end:
             scanner.exclude(mm, hello.own_start, hello.own_end)
         try:
@@ -216,6 +219,9 @@ class AgentServer:
         scanner, mm = client.scanner, client.mm
         if kind == wire.Kind.RESULT:
             self._hear_result(client, seq, datagram)
+        elif kind == wire.Kind.HASHES:
+            client.agent_cpu_ns = max(client.agent_cpu_ns, wire.parse_hashes(datagram))
+            self._answered(client, seq, datagram)
         elif kind == wire.Kind.MARK:
             for item in wire.parse_ranges(datagram):
                 scanner.mark(mm, item.start, item.end, item.flags)
@@ -240,6 +246,9 @@ class AgentServer:
         client.stopped_ns += result.stopped_ns
         client.copied_pages += result.copied
         client.barrier = result.barrier or client.barrier
+        self._answered(client, seq, datagram)
+
+    def _answered(self, client: Client, seq: int, datagram: bytes) -> None:
         if client.under_way.pop(seq, None) is None:
             raise ValueError(f"an answer to request {seq}, which was not made")
         if client.silent:

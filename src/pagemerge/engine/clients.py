@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Client", "read_comm"]
 
+_MERGING = (wire.Kind.MERGE, wire.Kind.GIVE)
 WINDOW = 8  # datagrams under way to one agent
 SILENT_SECONDS = 10.0  # without an answer: the pass goes on without it
 
@@ -62,7 +63,12 @@ class Client:
     def asked(self) -> bool:
         """Whether an answer is awaited that may still come."""
         waiting = bool(self.under_way) or self._unsent is not None
-        return waiting and self.sock is not None and not self.silent
+        return waiting and self.answers
+
+    @property
+    def answers(self) -> bool:
+        """Whether what it is asked will be answered, as far as is known."""
+        return self.sock is not None and not self.silent
 
     def who(self) -> str:
         """Name it for people."""
@@ -88,7 +94,7 @@ class Client:
             if request is None:
                 break
             seq, datagram, fds = request
-            if self.tracker >= 0 and wire.parse_header(datagram)[0] == wire.Kind.MERGE:
+            if self.tracker >= 0 and wire.parse_header(datagram)[0] in _MERGING:
                 fds = [*fds, self.tracker]  # must give way to the agent's own userfaultfd
             try:
                 socket.send_fds(self.sock, [datagram], fds)

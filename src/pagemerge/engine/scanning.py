@@ -55,6 +55,7 @@ class Ksmd:
         self._worked_before = 0
         self._advisor: ScanTimeAdvisor | None = None
         self._left: list[Client] = []
+        self._waiting = False  # for an agent that hashes
 
     # what the daemon tells it
 
@@ -138,7 +139,7 @@ class Ksmd:
             return self._drain(now)
         if self._batch_left <= 0:
             return self._end_batch(now)
-        return 0.0
+        return None if self._waiting else 0.0
 
     def _begin_pass(self, now: float) -> None:
         self._in_pass = True
@@ -151,6 +152,7 @@ class Ksmd:
 
     def _slice(self) -> None:
         left = min(self._batch_left, SLICE_PAGES)
+        self._waiting = False
         while left > 0:
             if self._current is None and not self._next_client():
                 self._draining = True
@@ -161,7 +163,9 @@ class Ksmd:
             left -= scanned
             self._batch_left -= scanned
             if not done:
-                break  # it has read for long enough, or the budget is used up
+                self._waiting = client.scanner.hashing(client.mm)
+                if not self._waiting or client.answers:
+                    break  # it has read for long enough, or the budget is used up
             self._current = None
         self.send_requests()
 
@@ -188,6 +192,7 @@ class Ksmd:
 
     def _drain(self, now: float) -> float | None:
         self.send_requests()
+        self.send_requests()  # what one process has finished writing, others may have now
         if any(client.asked for client in self._order):
             return None
         self._draining = self._in_pass = False

@@ -15,6 +15,7 @@ __all__ = [
     "Mark",
     "Range",
     "Result",
+    "parse_hashes",
     "parse_header",
     "parse_hello",
     "parse_ranges",
@@ -30,6 +31,7 @@ _HEADER = struct.Struct("=IIQ")
 _HELLO = struct.Struct("=IIIIiIQQ64s64s")
 _WELCOME = struct.Struct("=IIiI")
 _RANGE = struct.Struct("=QQII")
+_HASHES = struct.Struct("=Q")
 _RESULT = struct.Struct("=IIIIIiQQ")
 
 
@@ -42,6 +44,7 @@ class Kind(IntEnum):
     GONE = 4
     RESULT = 5
     BYE = 6
+    HASHES = 7
     WELCOME = 16
     MERGE = 17
     UNMERGE = 18
@@ -49,6 +52,8 @@ class Kind(IntEnum):
     PING = 20
     ADVISE = 21
     ADVISE_ALL = 22
+    HASH = 23
+    GIVE = 24
 
 
 class HelloFd(IntFlag):
@@ -69,6 +74,7 @@ class HelloFlag(IntFlag):
     ALL = 8
     BACK = 16
     SHARED_TABLE = 32
+    GIVES = 64
 
 
 class Barrier(IntFlag):
@@ -166,6 +172,12 @@ def parse_result(datagram: bytes) -> Result:
         datagram, _HEADER.size
     )
     return Result(merged, failed, copied, mappings, Barrier(barrier), error, cpu_ns, stopped_ns)
+
+
+def parse_hashes(datagram: bytes) -> int:
+    """Read the head of a PM_HASHES that has been checked: the agent's CPU time in ns."""
+    (cpu_ns,) = _HASHES.unpack_from(datagram, _HEADER.size)
+    return int(cpu_ns)
 
 
 def render_welcome(daemon_pid: int, barrier: int = 0, freeze_max_usecs: int = 0) -> bytes:
