@@ -225,7 +225,7 @@ void pm_give_close(struct pm_scanner *scanner, struct pm_mm *mm, bool all)
 			     is_wanted(scanner, mm, segment)))
 			continue;
 		mm->unclosed--;
-		if (pm_segment_close(segment)) /* the donor has it mapped for writing: nobody else will */
+		if (pm_segment_close(&scanner->pool, segment)) /* the donor has it mapped for writing: nobody else will */
 			pm_segment_retire(scanner, segment);
 	}
 }

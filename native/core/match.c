@@ -27,6 +27,7 @@ static void ask(struct pm_chunk *chunk, uint32_t i, uint32_t link)
 		chunk->mm->held_since = pm_now_ns();
 	pm_page_unleave(chunk, i);
 	chunk->link[i] = link;
+	chunk->waits = 0;
 	pm_set_state(chunk, i, PM_PENDING);
 }
 
@@ -143,6 +144,7 @@ static void match(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i
 	uint32_t slot;
 
 	if (scanner->knobs.use_zero_pages && !chunk->mm->deaf && zero) {
+		scanner->zeros = true;
 		ask(chunk, i, PM_LINK_ZERO);
 		return;
 	}

@@ -283,6 +283,8 @@ int pm_pool_window(struct pm_pool *pool, int node, bool spill, uint32_t *first)
 		*current = segment->id;
 	}
 	*first = segment->id << PM_SEGMENT_SHIFT | segment->windows++ * PM_WINDOW_PAGES;
+	if (segment->windows == PM_SEGMENT_PAGES / PM_WINDOW_PAGES)
+		pool->changes++;
 	return 0;
 }
 
@@ -319,9 +321,10 @@ void pm_slot_give(struct pm_segment *segment, uint32_t slot)
 	segment->ngiven++;
 }
 
-int pm_segment_close(struct pm_segment *segment)
+int pm_segment_close(struct pm_pool *pool, struct pm_segment *segment)
 {
 	segment->open = false;
+	pool->changes++;
 	free(segment->given);
 	segment->given = NULL;
 	if (fcntl(segment->fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SEAL) < 0)

@@ -70,6 +70,7 @@ struct pm_pool {
 	uint64_t written_live;        /* pages written, in live segments */
 	uint64_t written_retired;
 	uint64_t metadata;            /* bytes */
+	uint32_t changes;             /* segments that were closed or begun */
 };
 
 void pm_pool_init(struct pm_pool *pool);
@@ -99,7 +100,7 @@ static inline bool pm_slot_is_given(const struct pm_segment *segment, uint32_t s
 }
 void pm_slot_give(struct pm_segment *segment, uint32_t slot);
 /* The donor is done, or gone: nobody can write any more.  0 or -errno. */
-int pm_segment_close(struct pm_segment *segment);
+int pm_segment_close(struct pm_pool *pool, struct pm_segment *segment);
 
 /* Give a slot its sum and content: `run` collects adjacent ones, pm_pool_flush writes them. */
 struct pm_pool_run {

@@ -41,6 +41,7 @@ struct build {
 	bool hold;  /* scanning goes on: more pages may come */
 	bool give;  /* pages that are to be written to an open segment, else those that are in one that is closed */
 	bool full;
+	bool left; /* pages that could have been asked for, but for the request's limits */
 	uint64_t end; /* of the last group */
 };
 
@@ -182,10 +183,13 @@ static void build_merges(struct build *build, struct pm_chunk *chunk)
 		segment = segment_index(build, chunk->link[i]);
 		if (build->give && segment) { /* one segment a request: its end is told by that of its requests */
 			build->nsegments = segments;
+			build->left = true;
 			continue;
 		}
-		if (segment == SEGMENTS_MAX) /* a datagram carries only so many descriptors: it is for the next one */
+		if (segment == SEGMENTS_MAX) { /* a datagram carries only so many descriptors: it is for the next one */
+			build->left = true;
 			continue;
+		}
 		if (build->n + n > RUNS_MAX || build->pages >= PM_ASK_PAGES) {
 			build->nsegments = segments; /* every descriptor that is sent is named by a run */
 			build->full = true;
@@ -249,9 +253,24 @@ static bool is_scattered(const struct pm_chunk *chunk)
  */
 static bool is_held(const struct build *build, const struct pm_chunk *chunk)
 {
-	bool under_way = chunk->touched == build->scanner->slice && build->mm->cursor < chunk->base + PM_CHUNK_BYTES;
+	return build->hold && is_scattered(chunk);
+}
 
-	return build->hold && (under_way || is_scattered(chunk));
+static bool is_under_way(const struct build *build, const struct pm_chunk *chunk)
+{
+	return build->hold && chunk->touched == build->scanner->slice && build->mm->cursor < chunk->base + PM_CHUNK_BYTES;
+}
+
+/* What decides, besides the pages, which of them must wait. */
+static uint32_t pool_state(const struct build *build)
+{
+	return build->scanner->pool.changes << 2 | (uint32_t)build->hold << 1 | 1;
+}
+
+/* Nothing can have come of another look at the chunk: without this each request would go through all pages that wait. */
+static bool is_waiting(const struct build *build, const struct pm_chunk *chunk, enum pm_message_type type)
+{
+	return (type == PM_MERGE || type == PM_GIVE) && chunk->waits == pool_state(build);
 }
 
 /* Go over the chunks in which something is wanted, from where the last request ended. */
@@ -263,11 +282,18 @@ static void collect(struct build *build, enum pm_message_type type)
 	for (size_t seen = 0; seen < mm->nchunks && !build->full && mm->wanted; seen++) {
 		struct pm_chunk *chunk = mm->chunks[at];
 
-		if (chunk->wanted && !is_held(build, chunk)) {
-			if (type == PM_MERGE || type == PM_GIVE)
+		if (chunk->wanted && !is_waiting(build, chunk, type) && !is_under_way(build, chunk)) {
+			uint32_t before = build->n;
+
+			build->left = false;
+			if (is_held(build, chunk))
+				;
+			else if (type == PM_MERGE || type == PM_GIVE)
 				build_merges(build, chunk);
 			else
 				build_ranges(build, chunk, type);
+			if (type == PM_MERGE && build->n == before && !build->left && !build->full)
+				chunk->waits = pool_state(build);
 		}
 		mm->wanted_at = at;
 		if (!build->full)
@@ -327,7 +353,7 @@ int pm_mm_take(struct pm_scanner *scanner, struct pm_mm *mm, struct pm_request_o
 	for (size_t i = 0; i < sizeof(types) / sizeof(types[0]) && !build.n; i++) {
 		type = types[i];
 		build.give = type == PM_GIVE;
-		if (build.give && !mm->unclosed)
+		if ((build.give && !mm->unclosed) || (type == PM_ZERO && !scanner->zeros) || (type == PM_UNMERGE && !mm->pages[PM_RECALLED]))
 			continue;
 		build.full = false;
 		collect(&build, type);

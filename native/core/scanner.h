@@ -155,6 +155,7 @@ struct pm_scanner {
 	struct pm_counts counts;
 	uint64_t pass;
 	uint32_t slice; /* counts calls of pm_mm_scan */
+	bool zeros;     /* there have been pages to be dropped as zero */
 	bool recalled;  /* run=2: what still gets merged is asked back */
 	uint64_t seq;
 	uint64_t max_map_count;
