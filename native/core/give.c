@@ -147,6 +147,13 @@ int pm_hash_answer(struct pm_scanner *scanner, struct pm_mm *mm, const struct pm
 
 /* ---- slots ---- */
 
+bool pm_gives_window(const struct pm_scanner *scanner, const struct pm_chunk *chunk)
+{
+	const struct pm_segment *segment = chunk->window == PM_NO_SLOT ? NULL : pm_pool_segment(&scanner->pool, chunk->window);
+
+	return segment && segment->open && segment->donor == chunk->mm->mm;
+}
+
 static bool take_window(struct pm_scanner *scanner, struct pm_mm *mm, uint32_t *window)
 {
 	int created = pm_pool_given_window(&scanner->pool, mm->mm, &mm->giving, window);
@@ -161,12 +168,13 @@ static bool take_window(struct pm_scanner *scanner, struct pm_mm *mm, uint32_t *
 uint32_t pm_give_slot(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, const struct pm_chunk *other)
 {
 	struct pm_mm *mm = chunk->mm;
-	struct pm_segment *segment = chunk->window == PM_NO_SLOT ? NULL : pm_pool_segment(&scanner->pool, chunk->window);
+	const struct pm_segment *segment;
 	uint32_t slot;
 
 	/* As in match.c's slot_for: each page at its own position, but for the second of two in one stretch. */
+	mm->given++;
 	if (other != chunk) {
-		if (!segment || !segment->open || segment->donor != mm->mm) {
+		if (!pm_gives_window(scanner, chunk)) {
 			if (!take_window(scanner, mm, &chunk->window))
 				return PM_NO_SLOT;
 		}

@@ -11,6 +11,9 @@
 
 enum {
 	FILLED_MANY = 64, /* of a batch's pages */
+	STREAK = 64,    /* matches in one order, after which it is taken for one */
+	STREAK_GAP = 64, /* pages */
+	TURN = 4096,     /* pages that one process may have written more than another */
 	SAME_SUM = 16, /* others that are looked at when a sum has proved to be two contents' */
 };
 
@@ -136,6 +139,28 @@ void pm_page_leave(struct pm_chunk *chunk, uint32_t i, uint32_t link)
 		chunk->state[i] = (uint8_t)((chunk->state[i] & ~31) | 4);
 }
 
+/*
+ * Where both processes have the pages in one order, either can write them to the pool; the one that has written less does, so that both are at work.  In
+ * another order it is the one that is being looked at, whose pages then lie in the pool as in its memory.
+ */
+static bool twin_gives(struct pm_scanner *scanner, const struct pm_chunk *chunk, uint32_t i, const struct pm_chunk *other, uint32_t k)
+{
+	uint32_t page = pm_page_number(chunk, i), twin = pm_page_number(other, k), n = scanner->streak.n;
+	bool follows = page - scanner->streak.page == twin - scanner->streak.twin && page - scanner->streak.page <= STREAK_GAP;
+
+	scanner->streak.page = page;
+	scanner->streak.twin = twin;
+	scanner->streak.n = follows ? n + 1 : 0;
+	if (n < STREAK || other == chunk || other->mm == chunk->mm || !other->mm->gives || other->mm->deaf)
+		return false;
+	if (pm_gives_window(scanner, chunk) || pm_gives_window(scanner, other)) /* what was begun goes on */
+		return !pm_gives_window(scanner, chunk);
+	/* Not in turns: where the one leaves off and the other begins, both have a window that is half used. */
+	if (scanner->streak.by_twin ? other->mm->given > chunk->mm->given + TURN : other->mm->given + TURN < chunk->mm->given)
+		scanner->streak.by_twin = !scanner->streak.by_twin;
+	return scanner->streak.by_twin;
+}
+
 /* `page`: NULL where its content is not here, and the process will write it to the pool. */
 static void match(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, uint32_t sum, const char *page,
 		  bool zero, int node)
@@ -159,6 +184,8 @@ static void match(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i
 	}
 	if (!found.chunk)
 		slot = PM_NO_SLOT;
+	else if (!page && twin_gives(scanner, chunk, i, found.chunk, found.i))
+		slot = pm_give_slot(scanner, found.chunk, found.i, chunk);
 	else if (!page)
 		slot = pm_give_slot(scanner, chunk, i, found.chunk);
 	else if (chunk->window == PM_NO_SLOT && (scanner->anew || found.chunk->window != PM_NO_SLOT)) /* a window more would be mostly holes */

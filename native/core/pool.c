@@ -17,6 +17,8 @@
 #define F_SEAL_FUTURE_WRITE 0x0010
 #endif
 
+/* Of a window: a sum, a link, a count and two bits for each slot; of a segment: the rest. */
+enum { WINDOW_RECORDS = PM_WINDOW_PAGES * 9 + PM_WINDOW_PAGES / 4, SEGMENT_HEAD = PM_PAGE_SIZE };
 enum { USERS_MANY = 127, CONFIRMED = 128, MPOL_PREFERRED_MODE = 1 };
 static const size_t SEGMENT_BYTES = (size_t)PM_SEGMENT_PAGES * PM_PAGE_SIZE;
 _Static_assert((size_t)PM_SEGMENT_PAGES * PM_PAGE_SIZE == PM_SEGMENT_BYTES, "one size");
@@ -222,13 +224,14 @@ static int segment_create(struct pm_pool *pool, int node, uint64_t donor, struct
 		pool->segments = grown;
 		pool->cap = cap;
 	}
-	segment = calloc(1, sizeof(*segment));
-	if (!segment)
+	/* Not from the heap: of its tables only what windows that are handed out need takes memory. */
+	segment = mmap(NULL, sizeof(*segment), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (segment == MAP_FAILED)
 		return -ENOMEM;
 	segment->fd = memfd_create("pagemerge", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (segment->fd < 0) {
 		err = -errno;
-		free(segment);
+		munmap(segment, sizeof(*segment));
 		return err;
 	}
 	if (ftruncate(segment->fd, (off_t)SEGMENT_BYTES) < 0 || fstat(segment->fd, &st) < 0) {
@@ -259,13 +262,13 @@ static int segment_create(struct pm_pool *pool, int node, uint64_t donor, struct
 	pool->segments[id] = segment;
 	if (id == pool->nsegments)
 		pool->nsegments++;
-	pool->metadata += sizeof(*segment);
+	pool->metadata += SEGMENT_HEAD;
 	*out = segment;
 	return 0;
 fail:
 	close(segment->fd);
 	free(segment->given);
-	free(segment);
+	munmap(segment, sizeof(*segment));
 	return err;
 }
 
@@ -283,6 +286,7 @@ int pm_pool_window(struct pm_pool *pool, int node, bool spill, uint32_t *first)
 		*current = segment->id;
 	}
 	*first = segment->id << PM_SEGMENT_SHIFT | segment->windows++ * PM_WINDOW_PAGES;
+	pool->metadata += WINDOW_RECORDS;
 	if (segment->windows == PM_SEGMENT_PAGES / PM_WINDOW_PAGES)
 		pool->changes++;
 	return 0;
@@ -301,6 +305,7 @@ int pm_pool_given_window(struct pm_pool *pool, uint64_t donor, uint32_t *current
 		created = 1;
 	}
 	*first = segment->id << PM_SEGMENT_SHIFT | segment->windows++ * PM_WINDOW_PAGES;
+	pool->metadata += WINDOW_RECORDS;
 	return created;
 }
 
@@ -415,10 +420,10 @@ void pm_pool_drop(struct pm_pool *pool, struct pm_segment *segment)
 			if (pool->current[node][spill] == segment->id)
 				pool->current[node][spill] = PM_NO_SLOT;
 	pool->segments[segment->id] = NULL;
-	pool->metadata -= sizeof(*segment);
+	pool->metadata -= SEGMENT_HEAD + segment->windows * WINDOW_RECORDS;
 	if (segment->map)
 		munmap(segment->map, SEGMENT_BYTES);
 	close(segment->fd);
 	free(segment->given);
-	free(segment);
+	munmap(segment, sizeof(*segment));
 }

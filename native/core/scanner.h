@@ -106,6 +106,7 @@ struct pm_mm {
 	uint32_t hashing;  /* requests, asked or not */
 	uint32_t giving;   /* the segment that it fills, or PM_NO_SLOT */
 	uint32_t spill, spill_used; /* in such a segment: the window for pages whose own position is taken */
+	uint64_t given;    /* pages that it was to write so far */
 	uint32_t unclosed; /* segments that it may write */
 };
 
@@ -168,6 +169,10 @@ struct pm_scanner {
 	struct pm_reader reader;
 	struct pm_batch batches[2]; /* one is filled or read while the other is matched */
 	struct pm_batch hashed; /* without content */
+	struct {
+		uint32_t page, twin, n;
+		bool by_twin; /* it writes */
+	} streak; /* of matches: pages in the order of their twins */
 	unsigned int filling;
 	uint32_t filled; /* slots, by the batch that was matched last */
 	struct {
@@ -249,6 +254,8 @@ int pm_hash_answer(struct pm_scanner *scanner, struct pm_mm *mm, const struct pm
 void pm_hash_forget(struct pm_scanner *scanner, struct pm_mm *mm, struct pm_request *request);
 /* A slot that the process of the page will write; PM_NO_SLOT: there is none to be had. */
 uint32_t pm_give_slot(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, const struct pm_chunk *other);
+/* Whether pages of the chunk have places in a segment that its process writes. */
+bool pm_gives_window(const struct pm_scanner *scanner, const struct pm_chunk *chunk);
 /* Whether the page's process is to write the slot that the page waits for. */
 bool pm_may_give(const struct pm_scanner *scanner, const struct pm_chunk *chunk, uint32_t i);
 /* Close the segments that a process will not write to any more; `all`: whatever is under way. */

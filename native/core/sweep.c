@@ -63,34 +63,29 @@ static void drop(struct pm_scanner *scanner, struct pm_segment *segment)
 	scanner->counts.segments_dropped++;
 }
 
-/* The page whose place in its window a slot is, if it is merged with it. */
-static struct pm_chunk *page_of_slot(const struct pm_scanner *scanner, uint32_t slot, uint32_t *i)
+static bool is_lone(const struct pm_scanner *scanner, uint32_t slot)
 {
-	uint32_t at = slot % PM_WINDOW_PAGES, window = slot - at;
-
-	for (const struct pm_mm *mm = scanner->mms; mm; mm = mm->next)
-		for (size_t c = 0; c < mm->nchunks; c++) {
-			struct pm_chunk *chunk = mm->chunks[c];
-
-			*i = at - chunk->first;
-			if (chunk->window == window && at >= chunk->first && *i < chunk->n &&
-			    pm_page_state(chunk, *i) == PM_MERGED && chunk->link[*i] == slot)
-				return chunk;
-		}
-	return NULL;
+	for (size_t k = 0; k < scanner->nlone; k++)
+		if (scanner->lone[k] == slot)
+			return pm_pool_segment(&scanner->pool, slot) && pm_slot_users(&scanner->pool, slot) == 1;
+	return false;
 }
 
 /* Two different contents had the same sum: one of the two pages has been merged with nobody, and becomes its process's own again. */
 static void part_lone(struct pm_scanner *scanner)
 {
-	for (size_t k = 0; k < scanner->nlone; k++) {
-		uint32_t slot = scanner->lone[k], i;
-		struct pm_chunk *chunk = pm_pool_segment(&scanner->pool, slot) && pm_slot_users(&scanner->pool, slot) == 1 ?
-						 page_of_slot(scanner, slot, &i) : NULL;
+	uint64_t some = 0; /* by the low bits of the slots: most pages are none of these */
 
-		if (chunk)
-			pm_set_state(chunk, i, PM_RECALLED);
-	}
+	for (size_t k = 0; k < scanner->nlone; k++)
+		some |= 1ull << (scanner->lone[k] & 63);
+	for (const struct pm_mm *mm = scanner->mms; mm && some; mm = mm->next)
+		for (size_t c = 0; c < mm->nchunks; c++) {
+			struct pm_chunk *chunk = mm->chunks[c];
+
+			for (uint32_t i = 0; i < chunk->n; i++)
+				if (some >> (chunk->link[i] & 63) & 1 && pm_page_state(chunk, i) == PM_MERGED && is_lone(scanner, chunk->link[i]))
+					pm_set_state(chunk, i, PM_RECALLED);
+		}
 	scanner->nlone = 0;
 }
 
