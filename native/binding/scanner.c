@@ -313,7 +313,7 @@ static PyObject *scanner_stop_giving(Scanner *self, PyObject *args)
 	LOCKED(self, {
 		mm = pm_mm_find(self->scanner, number);
 		if (mm)
-			pm_give_close(self->scanner, mm, true);
+			pm_give_stop(self->scanner, mm);
 	});
 	if (!mm)
 		return no_process(number);

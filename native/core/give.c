@@ -81,13 +81,30 @@ bool pm_hash_take(struct pm_scanner *scanner, struct pm_mm *mm, struct pm_reques
 	return true;
 }
 
+static void leave(struct pm_scanner *scanner, struct pm_mm *mm, struct pm_request *request)
+{
+	if (request->type != PM_HASH || request->late)
+		return;
+	request->late = true;
+	mm->hashing--;
+	scanner->hashing--;
+}
+
 void pm_hash_forget(struct pm_scanner *scanner, struct pm_mm *mm, struct pm_request *request)
 {
-	if (request->type == PM_HASH) {
-		mm->hashing--;
-		scanner->hashing--;
-	}
+	leave(scanner, mm, request);
 	free(request);
+}
+
+void pm_give_stop(struct pm_scanner *scanner, struct pm_mm *mm)
+{
+	mm->gives = false;
+	pm_hash_flush(mm);
+	for (struct pm_request *request = mm->asked; request; request = request->next)
+		leave(scanner, mm, request);
+	for (struct pm_request *request = mm->to_hash; request; request = request->next)
+		leave(scanner, mm, request);
+	pm_give_close(scanner, mm, true);
 }
 
 /* The next pages of a request as a batch; where it goes on in *run and *page. */

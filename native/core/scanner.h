@@ -60,6 +60,7 @@ struct pm_request {
 	uint32_t n;
 	uint32_t pages;   /* PM_HASH */
 	uint32_t segment; /* PM_GIVE: the one that is written */
+	bool late;        /* PM_HASH: not waited for any more */
 	struct pm_request *next;
 	struct pm_run runs[];
 };
@@ -258,6 +259,8 @@ uint32_t pm_give_slot(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32
 bool pm_gives_window(const struct pm_scanner *scanner, const struct pm_chunk *chunk);
 /* Whether the page's process is to write the slot that the page waits for. */
 bool pm_may_give(const struct pm_scanner *scanner, const struct pm_chunk *chunk, uint32_t i);
+/* It does not answer: what it was asked to hash and to write is not waited for, and it is asked for no more of that. */
+void pm_give_stop(struct pm_scanner *scanner, struct pm_mm *mm);
 /* Close the segments that a process will not write to any more; `all`: whatever is under way. */
 void pm_give_close(struct pm_scanner *scanner, struct pm_mm *mm, bool all);
 

@@ -70,7 +70,8 @@ def test_merged_pages_go_to_swap_and_come_back_shared(
     ):
         group.mkdir()
         try:
-            (group / "cgroup.procs").write_text(str(engine_daemon.process.pid))
+            for pid in (engine_daemon.process.pid, one.pid, two.pid):  # whoever writes the pool
+                (group / "cgroup.procs").write_text(str(pid))
             sums = merged_pair(engine_daemon, one, two)
             private = read_smaps_rollup(one.pid)["Private_Dirty"]
             free = read_meminfo("SwapFree")

@@ -253,6 +253,8 @@ class AgentServer:
             raise ValueError(f"an answer to request {seq}, which was not made")
         if client.silent:
             client.silent = False
+            if client.hello.flags & wire.HelloFlag.GIVES:
+                client.scanner.give(client.mm)
             log.info("%s answers again", client.who())
         client.scanner.put_result(client.mm, datagram)
         client.send_requests()
