@@ -247,8 +247,11 @@ static int fill_aside(struct pm_group *group, bool direct)
 	return error;
 }
 
-/* Write the pages to the segment, which nobody else has yet: what is mapped then is their content, without a comparison. */
-static int give(const struct pm_group *group, const int *fds)
+/*
+ * Write the pages to the segment, which nobody else has yet: what is mapped then is their content, without a comparison.  0 or enum pm_failure: there may be no
+ * room for it.
+ */
+static uint32_t give(const struct pm_group *group, const int *fds)
 {
 	for (uint32_t i = 0; i < group->nruns; i++) {
 		const struct pm_run *run = &group->runs[i];
@@ -256,15 +259,17 @@ static int give(const struct pm_group *group, const int *fds)
 
 		if (!(run->flags & PM_RUN_GAP) &&
 		    pwrite(fds[run->segment], (const void *)(uintptr_t)run->addr, length, (off_t)pm_bytes(run->pgoff)) != (ssize_t)length)
-			return -EFAULT;
+			return errno == EFAULT ? PM_FAIL_GONE : PM_FAIL_SYSTEM;
 	}
 	return 0;
 }
 
 static uint32_t give_and_build(struct pm_group *group, const int *fds, bool direct)
 {
-	if (give(group, fds))
-		return PM_FAIL_GONE;
+	uint32_t why = give(group, fds);
+
+	if (why)
+		return why;
 	if (map_aside(group, fds))
 		return PM_FAIL_SYSTEM;
 	if (fill_aside(group, direct))

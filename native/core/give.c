@@ -175,11 +175,13 @@ static bool take_window(struct pm_scanner *scanner, struct pm_mm *mm, uint32_t *
 {
 	int created = pm_pool_given_window(&scanner->pool, mm->mm, &mm->giving, window);
 
-	if (created < 0)
-		*window = PM_NO_SLOT;
-	else
+	if (created >= 0) {
 		mm->unclosed += (uint32_t)created;
-	return created >= 0;
+		return true;
+	}
+	scanner->counts.write_errors++;
+	*window = PM_NO_SLOT;
+	return false;
 }
 
 uint32_t pm_give_slot(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, const struct pm_chunk *other)

@@ -69,8 +69,9 @@ def test_merged_pages_go_to_swap_and_come_back_shared(
         holder(agent_env(engine_daemon.runtime)) as two,
     ):
         group.mkdir()
+        pids = (engine_daemon.process.pid, one.pid, two.pid)  # whoever writes the pool
         try:
-            for pid in (engine_daemon.process.pid, one.pid, two.pid):  # whoever writes the pool
+            for pid in pids:
                 (group / "cgroup.procs").write_text(str(pid))
             sums = merged_pair(engine_daemon, one, two)
             private = read_smaps_rollup(one.pid)["Private_Dirty"]
@@ -85,7 +86,8 @@ def test_merged_pages_go_to_swap_and_come_back_shared(
             assert (counters["pages_shared"], counters["pages_sharing"]) == (N, N)
             assert read_smaps_rollup(one.pid)["Private_Dirty"] < private + N * 4096 // 4
         finally:
-            (MEMORY_V1 / "cgroup.procs").write_text(str(engine_daemon.process.pid))
+            for pid in pids:
+                (MEMORY_V1 / "cgroup.procs").write_text(str(pid))
             wait_until(lambda: _removed(group), "the end of the cgroup")
 
 
