@@ -4,7 +4,7 @@
  *
  * Reading another process's pages costs twice what looking at them in place does, and a page that is written to the pool by its own process needs no
  * comparison with it.  Such a segment is "open" while its donor, and nobody else, may write to it; then it is sealed for good (F_SEAL_WRITE), and others may be
- * asked to map it.  What a donor has not written is a hole: those that were to share it find a difference.
+ * asked to map it.  Whoever was to share what the donor did not write after all is a candidate again.
  */
 #include "scanner.h"
 
@@ -239,6 +239,30 @@ static bool is_wanted(const struct pm_scanner *scanner, const struct pm_mm *mm, 
 	return false;
 }
 
+/* Slots that the donor did not write, as far as it has said: they have no content, and nobody may be asked for them. */
+static void give_up_unwritten(struct pm_scanner *scanner, const struct pm_segment *segment)
+{
+	uint32_t first = segment->id << PM_SEGMENT_SHIFT, n = 0;
+
+	for (uint32_t at = 0; at < segment->windows * PM_WINDOW_PAGES; at++)
+		if (pm_slot_users(&scanner->pool, first + at) && !pm_slot_is_confirmed(segment, first + at)) {
+			pm_slot_unindex(scanner, first + at);
+			n++;
+		}
+	for (struct pm_mm *mm = scanner->mms; mm && n; mm = mm->next)
+		for (size_t c = 0; c < mm->nchunks; c++) {
+			struct pm_chunk *chunk = mm->chunks[c];
+
+			for (uint32_t i = 0; chunk->wanted && i < chunk->n; i++) {
+				uint32_t slot = chunk->link[i];
+
+				if (pm_page_state(chunk, i) == PM_PENDING && slot >> PM_SEGMENT_SHIFT == segment->id &&
+				    !pm_slot_is_confirmed(segment, slot))
+					pm_page_detach(scanner, chunk, i, PM_LOOKED);
+			}
+		}
+}
+
 void pm_give_close(struct pm_scanner *scanner, struct pm_mm *mm, bool all)
 {
 	bool more = scanner->in_pass || scanner->hashing; /* pages may still come */
@@ -252,6 +276,7 @@ void pm_give_close(struct pm_scanner *scanner, struct pm_mm *mm, bool all)
 			     is_wanted(scanner, mm, segment)))
 			continue;
 		mm->unclosed--;
+		give_up_unwritten(scanner, segment);
 		if (pm_segment_close(&scanner->pool, segment)) /* the donor has it mapped for writing: nobody else will */
 			pm_segment_retire(scanner, segment);
 	}

@@ -172,6 +172,11 @@ bool pm_slot_put(struct pm_pool *pool, uint32_t slot)
 	return true;
 }
 
+bool pm_slot_is_confirmed(const struct pm_segment *segment, uint32_t slot)
+{
+	return segment->users[pm_slot_position(slot)] & CONFIRMED;
+}
+
 void pm_slot_confirm(struct pm_pool *pool, uint32_t slot)
 {
 	uint8_t *users = &pm_pool_segment(pool, slot)->users[pm_slot_position(slot)];

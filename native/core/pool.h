@@ -118,6 +118,7 @@ uint32_t pm_slot_users(const struct pm_pool *pool, uint32_t slot);
 int pm_slot_get(struct pm_pool *pool, uint32_t slot);
 /* One less; true when it was the last. */
 bool pm_slot_put(struct pm_pool *pool, uint32_t slot);
+bool pm_slot_is_confirmed(const struct pm_segment *segment, uint32_t slot);
 /* A user has really mapped it: it counts as shared until it has no users. */
 void pm_slot_confirm(struct pm_pool *pool, uint32_t slot);
 

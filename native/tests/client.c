@@ -3,6 +3,7 @@
 
 #include "check.h"
 #include "numbers.h"
+#include "page.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -87,6 +88,35 @@ static void fail(struct answer *answer, uint64_t addr, uint32_t npages, uint32_t
 	answer->result.failed += npages;
 }
 
+static void hash(int sock, const struct pm_header *header)
+{
+	static struct {
+		struct pm_header header;
+		struct pm_hashes hashes;
+		uint64_t hash[PM_HASH_PAGES];
+	} answer;
+	const struct pm_range *ranges = (const struct pm_range *)(const void *)(header + 1);
+
+	answer.header = (struct pm_header){.type = PM_HASHES, .seq = header->seq};
+	for (uint32_t i = 0; i < header->count; i++)
+		for (uint64_t at = ranges[i].start; at < ranges[i].end; at += PM_PAGE_SIZE) {
+			CHECK(answer.header.count < PM_HASH_PAGES);
+			answer.hash[answer.header.count++] = pm_page_hash((const void *)(uintptr_t)at);
+		}
+	send_fds(sock, &answer, sizeof(answer.header) + sizeof(answer.hashes) + answer.header.count * sizeof(uint64_t), NULL, 0);
+}
+
+/* False where it can't be written any more. */
+static bool give_runs(const struct pm_run *runs, uint32_t n, const int *fds)
+{
+	for (uint32_t r = 0; r < n; r++)
+		if (!(runs[r].flags & PM_RUN_GAP) &&
+		    pwrite(fds[runs[r].segment], (const void *)(uintptr_t)runs[r].addr, (size_t)runs[r].npages * PM_PAGE_SIZE,
+			   (off_t)runs[r].pgoff * PM_PAGE_SIZE) != (ssize_t)runs[r].npages * PM_PAGE_SIZE)
+			return false;
+	return true;
+}
+
 static void merge_group(struct answer *answer, const struct pm_run *runs, uint32_t n, const int *fds)
 {
 	uint64_t start = runs[0].addr, end = runs[n - 1].addr + (uint64_t)runs[n - 1].npages * PM_PAGE_SIZE;
@@ -136,9 +166,21 @@ static void carry_out(int sock, const struct pm_header *header, const int *fds)
 	const struct pm_range *ranges = (const struct pm_range *)(const void *)(header + 1);
 	const struct pm_run *runs = (const struct pm_run *)(const void *)(header + 1);
 
+	if (header->type == PM_HASH) {
+		hash(sock, header);
+		return;
+	}
 	memset(&answer, 0, sizeof(answer));
 	answer.header = (struct pm_header){.type = PM_RESULT, .seq = header->seq};
-	for (uint32_t i = 0; header->type == PM_MERGE && i < header->count;) {
+	if (header->type == PM_GIVE && !give_runs(runs, header->count, fds)) {
+		for (uint32_t i = 0; i < header->count; i++)
+			if (!(runs[i].flags & PM_RUN_GAP))
+				fail(&answer, runs[i].addr, runs[i].npages, PM_FAIL_SYSTEM);
+		send_fds(sock, &answer,
+			 sizeof(answer.header) + sizeof(answer.result) + answer.header.count * sizeof(answer.failed[0]), NULL, 0);
+		return;
+	}
+	for (uint32_t i = 0; (header->type == PM_MERGE || header->type == PM_GIVE) && i < header->count;) {
 		uint32_t n = 1;
 
 		while (i + n < header->count && runs[i + n].flags & PM_RUN_JOINED)
@@ -146,7 +188,7 @@ static void carry_out(int sock, const struct pm_header *header, const int *fds)
 		merge_group(&answer, runs + i, n, fds);
 		i += n;
 	}
-	for (uint32_t i = 0; header->type != PM_MERGE && i < header->count; i++) {
+	for (uint32_t i = 0; header->type != PM_MERGE && header->type != PM_GIVE && i < header->count; i++) {
 		uint64_t length = ranges[i].end - ranges[i].start;
 
 		if (header->type == PM_ZERO)
@@ -342,20 +384,25 @@ void client_add(struct pm_scanner *scanner, struct client *client, uint64_t numb
 	CHECK_EQUAL(pm_mm_mark(mm, client->memory, client->memory + client->pages * PM_PAGE_SIZE, PM_MARK_MERGEABLE), 0);
 }
 
-unsigned int client_serve(struct pm_scanner *scanner, struct client *client)
+void client_do(struct pm_scanner *scanner, struct client *client, const struct pm_request_out *out)
 {
 	static char answer[PM_MESSAGE_MAX];
+	ssize_t n;
+
+	send_fds(client->sock, out->datagram, out->length, out->fds, out->nfds);
+	n = recv(client->sock, answer, sizeof(answer), 0);
+	CHECK(n > 0);
+	CHECK_EQUAL(pm_mm_answer(scanner, pm_mm_find(scanner, client->number), answer, (size_t)n), 0);
+}
+
+unsigned int client_serve(struct pm_scanner *scanner, struct client *client)
+{
 	struct pm_mm *mm = pm_mm_find(scanner, client->number);
 	struct pm_request_out out;
 	unsigned int served = 0;
 
 	while (mm && pm_mm_take(scanner, mm, &out) > 0) {
-		ssize_t n;
-
-		send_fds(client->sock, out.datagram, out.length, out.fds, out.nfds);
-		n = recv(client->sock, answer, sizeof(answer), 0);
-		CHECK(n > 0);
-		CHECK_EQUAL(pm_mm_answer(scanner, mm, answer, (size_t)n), 0);
+		client_do(scanner, client, &out);
 		served++;
 	}
 	return served;
@@ -376,8 +423,8 @@ void pass(struct pm_scanner *scanner, struct client *clients, size_t n)
 			client_serve(scanner, &clients[i]);
 		}
 	}
-	for (size_t i = 0; i < n; i++)
-		client_serve(scanner, &clients[i]);
+	for (size_t i = 0; i < 2 * n; i++) /* what one has written to the pool, others are asked to map */
+		client_serve(scanner, &clients[i % n]);
 	pm_end_pass(scanner);
 	for (size_t i = 0; i < n; i++)
 		client_serve(scanner, &clients[i]);

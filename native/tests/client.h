@@ -29,6 +29,8 @@ void client_fork(struct client *parent, struct client *client);
 void client_add(struct pm_scanner *scanner, struct client *client, uint64_t number, uint64_t parent, bool tracked);
 /* Have the client do all that the scanner asks of it; the number of requests. */
 unsigned int client_serve(struct pm_scanner *scanner, struct client *client);
+/* Have it do one thing. */
+void client_do(struct pm_scanner *scanner, struct client *client, const struct pm_request_out *request);
 /* One pass over the clients, requests and all. */
 void pass(struct pm_scanner *scanner, struct client *clients, size_t n);
 int64_t counter(const struct pm_scanner *scanner, const char *name);

@@ -33,7 +33,7 @@ static uint32_t chance(uint32_t below)
 
 static size_t make_merge(unsigned char *out)
 {
-	struct pm_header header = { .type = PM_MERGE };
+	struct pm_header header = { .type = chance(2) ? PM_MERGE : PM_GIVE };
 	struct pm_run runs[ENTRIES_MOST], *run = runs;
 	uint32_t wanted = 1 + chance(ENTRIES_MOST);
 
@@ -65,7 +65,7 @@ static size_t make_ranges(unsigned char *out, uint32_t type)
 	memcpy(out, &header, sizeof(header));
 	for (uint32_t i = 0; i < header.count; i++, at += sizeof(struct pm_range)) {
 		uint64_t start = (uint64_t)chance(1u << 30) << 12;
-		struct pm_range range = { start, start + ((1 + (uint64_t)chance(1000)) << 12), chance(type == PM_ADVISE ? 3 : 5), 0 };
+		struct pm_range range = { start, start + ((1 + (uint64_t)chance(type == PM_HASH ? PM_HASH_PAGES / ENTRIES_MOST : 1000)) << 12), chance(type == PM_ADVISE ? 3 : 5), 0 };
 
 		memcpy(out + at, &range, sizeof(range));
 	}
@@ -98,18 +98,29 @@ static size_t make_hello(unsigned char *out)
 	return sizeof(header) + sizeof(hello);
 }
 
+static size_t make_hashes(unsigned char *out)
+{
+	struct pm_header header = { .type = PM_HASHES, .count = chance(ENTRIES_MOST) };
+	size_t bytes = sizeof(header) + sizeof(struct pm_hashes) + header.count * sizeof(uint64_t);
+
+	memset(out, 1, bytes);
+	memcpy(out, &header, sizeof(header));
+	return bytes;
+}
+
 static size_t make(unsigned char *out, bool *to_daemon)
 {
-	static const uint32_t ranges_up[] = { PM_MARK, PM_GONE }, ranges_down[] = { PM_UNMERGE, PM_ZERO, PM_ADVISE };
+	static const uint32_t ranges_up[] = { PM_MARK, PM_GONE }, ranges_down[] = { PM_UNMERGE, PM_ZERO, PM_ADVISE, PM_HASH };
 
 	*to_daemon = chance(2);
 	if (*to_daemon)
-		switch (chance(3)) {
+		switch (chance(4)) {
+		case 3: return make_hashes(out);
 		case 0: return make_hello(out);
 		case 1: return make_result(out);
 		default: return make_ranges(out, ranges_up[chance(2)]);
 		}
-	return chance(4) ? make_merge(out) : make_ranges(out, ranges_down[chance(3)]);
+	return chance(4) ? make_merge(out) : make_ranges(out, ranges_down[chance(4)]);
 }
 
 static void mutate(unsigned char *datagram, size_t *length)
@@ -201,9 +212,9 @@ int main(void)
 			struct pm_header header;
 
 			memcpy(&header, exact, sizeof(header));
-			if (header.type == PM_MERGE)
+			if (header.type == PM_MERGE || header.type == PM_GIVE)
 				look_at_runs(exact, length);
-			if (header.type == PM_UNMERGE || header.type == PM_ZERO || header.type == PM_ADVISE || header.type == PM_MARK || header.type == PM_GONE)
+			if (header.type == PM_UNMERGE || header.type == PM_ZERO || header.type == PM_ADVISE || header.type == PM_HASH || header.type == PM_MARK || header.type == PM_GONE)
 				look_at_ranges(exact, length);
 			good++;
 		}

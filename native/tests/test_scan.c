@@ -3,7 +3,9 @@
 #include "check.h"
 #include "client.h"
 
+
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -406,6 +408,119 @@ static void test_a_lost_connection_forgets_what_was_asked(void)
 	finish(&c, 1);
 }
 
+enum { GIVEN = 2048, OWN = 10 };
+static char late[PM_MESSAGE_MAX];
+
+/* Two processes that hash and write their own pages; each OWN-th page is one's own. */
+static void start_givers(struct client *c)
+{
+	begin();
+	for (uint64_t k = 0; k < 2; k++) {
+		client_start(&c[k], GIVEN);
+		for (uint64_t i = 0; i < GIVEN; i++)
+			client_fill(&c[k], i, 1 + i + (i % OWN ? 0 : (k + 1) * 1000000));
+		client_add(&scanner, &c[k], k + 1, 0, true);
+		pm_mm_find(&scanner, k + 1)->gives = true;
+	}
+}
+
+static void check_givers(struct client *c)
+{
+	const int64_t equal = GIVEN - (GIVEN + OWN - 1) / OWN, own = 2 * (GIVEN - equal);
+
+	EXPECT(equal, equal, own, 0, 0);
+	for (uint64_t i = 0; i < GIVEN; i += 7)
+		CHECK((client_sum(&c[0], i) == client_sum(&c[1], i)) == (i % OWN != 0));
+}
+
+static void test_processes_write_their_own_pages(void)
+{
+	struct client c[2];
+	uint64_t written = 0;
+
+	start_givers(c);
+	for (int i = 0; i < 5; i++) /* pages between merged ones are copied, and looked at anew */
+		pass(&scanner, c, 2);
+	check_givers(c);
+	for (uint32_t id = 0; id < scanner.pool.nsegments; id++) {
+		const struct pm_segment *segment = scanner.pool.segments[id];
+
+		if (!segment || !segment->donor)
+			continue;
+		CHECK(!segment->open);
+		CHECK(fcntl(segment->fd, F_GET_SEALS) & F_SEAL_WRITE);
+		CHECK(pwrite(segment->fd, "x", 1, 0) < 0);
+		written += segment->written;
+	}
+	CHECK(written > GIVEN / 2);
+	client_fill(&c[1], 5, 77);
+	pass(&scanner, c, 2);
+	CHECK(client_sum(&c[0], 5) != client_sum(&c[1], 5));
+	finish(c, 2);
+}
+
+/* Scan both, up to where the second has been asked to write to the pool, and has not answered. */
+static struct pm_request_out stop_in_the_middle(struct client *c)
+{
+	struct pm_mm *mm = pm_mm_find(&scanner, 2);
+	struct pm_request_out out;
+	uint64_t scanned;
+
+	pass(&scanner, c, 2);
+	pm_begin_pass(&scanner);
+	for (uint64_t k = 0; k < 2; k++) {
+		struct pm_mm *one = pm_mm_find(&scanner, k + 1);
+
+		CHECK_EQUAL(pm_mm_begin(&scanner, one), 1);
+		for (bool done = false; !done;) {
+			CHECK_EQUAL(pm_mm_scan(&scanner, one, 700, &scanned, &done), 0);
+			while (one->to_hash) {
+				CHECK_EQUAL(pm_mm_take(&scanner, one, &out), 1);
+				CHECK_EQUAL(((const struct pm_header *)(const void *)out.datagram)->type, PM_HASH);
+				client_do(&scanner, &c[k], &out);
+			}
+		}
+	}
+	CHECK_EQUAL(pm_mm_take(&scanner, mm, &out), 1);
+	CHECK_EQUAL(((const struct pm_header *)(const void *)out.datagram)->type, PM_GIVE);
+	return out;
+}
+
+static void test_who_is_lost_while_writing_leaves_nothing_wrong(void)
+{
+	struct client c[2];
+
+	start_givers(c);
+	stop_in_the_middle(c);
+	pm_mm_lost(&scanner, pm_mm_find(&scanner, 2)); /* what was to be written is not there */
+	for (int i = 0; i < 5; i++)
+		pass(&scanner, c, 2);
+	check_givers(c);
+	finish(c, 2);
+}
+
+static void test_who_does_not_answer_while_writing_is_not_waited_for(void)
+{
+	struct pm_request_out out;
+	struct client c[2];
+	struct pm_mm *mm;
+
+	start_givers(c);
+	out = stop_in_the_middle(c);
+	mm = pm_mm_find(&scanner, 2);
+	out.datagram = memcpy(late, out.datagram, out.length);
+	pm_give_stop(&scanner, mm);
+	CHECK_EQUAL(scanner.hashing, 0);
+	for (int i = 0; i < 3; i++)
+		pass(&scanner, c, 1);
+	client_do(&scanner, &c[1], &out); /* the segment is closed by now: it can write nothing */
+	mm->gives = true;
+	for (int i = 0; i < 5; i++)
+		pass(&scanner, c, 2);
+	check_givers(c);
+	finish(c, 2);
+}
+
 static void test_a_huge_empty_region_costs_nothing(void)
 {
 	struct client c;
@@ -442,5 +557,8 @@ int main(void)
 		test_a_lost_connection_forgets_what_was_asked();
 		test_a_huge_empty_region_costs_nothing();
 	}
+	test_processes_write_their_own_pages();
+	test_who_is_lost_while_writing_leaves_nothing_wrong();
+	test_who_does_not_answer_while_writing_is_not_waited_for();
 	return 0;
 }
