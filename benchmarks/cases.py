@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,7 +194,7 @@ def measure_merge(
                 break
             time.sleep(implementation.poll_seconds)
         passes = counters["full_scans"] - first_scan
-        settled = _measure_settled(implementation)
+        settled = _measure_settled(implementation, workloads)
         counters = implementation.counters()
         notes = implementation.notes()
         metadata = implementation.metadata_bytes() / (2 * pages)
@@ -221,19 +221,24 @@ def measure_merge(
 
 
 def _measure_settled(
-    implementation: Implementation, passes: int = 5, seconds: float = 1.0
+    implementation: Implementation,
+    workloads: Sequence[Workload],
+    passes: int = 5,
+    seconds: float = 1.0,
 ) -> Settled:
     # A few passes first: what merging left to do is not part of a settled pass.
     _wait_passes(implementation, 3)
     first = implementation.counters()["full_scans"]
-    cpu = implementation.cpu_seconds()
+    cpu = implementation.cpu_seconds() + sum(one.cpu_seconds() for one in workloads)
     started = time.monotonic()
     time.sleep(seconds)
     last = _wait_passes(implementation, max(0, passes - (_passes(implementation) - first)))
     return Settled(
         passes=last - first,
         seconds=time.monotonic() - started,
-        cpu_seconds=implementation.cpu_seconds() - cpu,
+        cpu_seconds=implementation.cpu_seconds()
+        + sum(one.cpu_seconds() for one in workloads)
+        - cpu,
     )
 
 
@@ -254,7 +259,7 @@ def measure_scan(implementation: Implementation, program: Path, pages: int) -> S
     with _workloads(implementation, program, [Shape(pages, unique_percent=100)]) as [workload]:
         plain = workload.read_speed()
         first_scan = _passes(implementation)
-        cpu = implementation.cpu_seconds()
+        cpu = implementation.cpu_seconds() + workload.cpu_seconds()
         implementation.set_run(1)
         started = time.monotonic()
         while time.monotonic() - started < LIMIT_SECONDS:
@@ -266,7 +271,7 @@ def measure_scan(implementation: Implementation, program: Path, pages: int) -> S
                 break
             time.sleep(implementation.poll_seconds)
         wall = time.monotonic() - started
-        cpu = implementation.cpu_seconds() - cpu
+        cpu = implementation.cpu_seconds() + workload.cpu_seconds() - cpu  # agents hash, too
         implementation.set_run(0)
         bad = workload.count_bad_pages()
     return ScanResult(pages * PAGE, wall, cpu, plain, bad)

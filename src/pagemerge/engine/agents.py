@@ -220,7 +220,9 @@ class AgentServer:
         if kind == wire.Kind.RESULT:
             self._hear_result(client, seq, datagram)
         elif kind == wire.Kind.HASHES:
-            client.agent_cpu_ns = max(client.agent_cpu_ns, wire.parse_hashes(datagram))
+            spent = wire.parse_hashes(datagram)
+            self._ksmd.hashing_ns += max(0, spent - client.agent_cpu_ns)
+            client.agent_cpu_ns = max(client.agent_cpu_ns, spent)
             self._answered(client, seq, datagram)
         elif kind == wire.Kind.MARK:
             for item in wire.parse_ranges(datagram):

@@ -41,6 +41,7 @@ class Ksmd:
         self.scanners = scanners
         self.full_scans = 0
         self.passes = 0  # like full_scans, but never set back
+        self.hashing_ns = 0  # what agents spent on scanning
         self._emit = emit
         self._order: list[Client] = []
         self._todo: deque[Client] = deque()
@@ -222,7 +223,7 @@ class Ksmd:
         settings = self.settings
         advice = self._advisor.end_of_pass(
             int((now - self._pass_started) * 1000),
-            time.process_time_ns(),
+            time.process_time_ns() + self.hashing_ns,
             settings.advisor_target_scan_time,
             settings.advisor_max_cpu,
             settings.advisor_max_pages_to_scan,
