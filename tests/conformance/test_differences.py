@@ -175,21 +175,29 @@ def test_a_process_that_can_write_past_any_barrier_is_left_out_by_name(engine: W
     assert engine.step(3)[:2] == (1, 3)
 
 
-def test_the_pool_is_charged_to_the_daemons_cgroup(engine: World) -> None:
+@pytest.mark.parametrize("few", [True, False])
+def test_the_pool_is_charged_to_the_cgroup_of_whoever_wrote_it(engine: World, few: bool) -> None:
     assert isinstance(engine, EngineWorld)
     root = Path("/sys/fs/cgroup/memory")
     require((root / "memory.stat").exists(), "a memory cgroup (version 1)")
     folder = root / f"pagemerge-pool-{os.getpid()}"
     folder.mkdir()
-    daemon = str(engine.daemon.process.pid)
+    clients = [engine.client(), engine.client()]
+    contents = CONTENTS[: N // 4] if few else CONTENTS  # few: the daemon reads and writes them
+    inside = [engine.daemon.process.pid] if few else [client.pid for client in clients]
     try:
-        (folder / "cgroup.procs").write_text(daemon)
+        for pid in inside:
+            (folder / "cgroup.procs").write_text(str(pid))
         before = _shared_bytes(folder)
-        twins(engine)
-        assert engine.counts()[:2] == (N, N)
-        assert _shared_bytes(folder) - before >= N * PAGE
+        for client in clients:
+            client.mark(client.map(contents), len(contents))
+        engine.await_registered(2)
+        engine.step(3)
+        assert engine.counts()[:2] == (len(contents), len(contents))
+        assert _shared_bytes(folder) - before >= len(contents) * PAGE
     finally:
-        (root / "cgroup.procs").write_text(daemon)
+        for pid in inside:
+            (root / "cgroup.procs").write_text(str(pid))
         wait_until(lambda: not (folder / "cgroup.procs").read_text(), "the cgroup's end")
         folder.rmdir()
 
