@@ -25,7 +25,6 @@
 #include <time.h>
 
 #include "calls.h"
-#include "courtesy.h"
 #include "hashing.h"
 #include "lock.h"
 #include "marks.h"
@@ -500,7 +499,6 @@ static void settle_in(void)
 	uint64_t all = ~(1ULL << (33 - 1)), bell = 1ULL << (PM_WAKE_SIGNAL - 1); /* 33 is glibc's for setuid(2) and the like, which waits for us */
 
 	prctl(PR_SET_NAME, "pagemerge");
-	pm_let_others_first();
 	syscall(SYS_rt_sigprocmask, 0 /* SIG_BLOCK */, &all, NULL, sizeof(all)); /* glibc's own would leave the bell out */
 	private_table = pm_table_separate();
 	bell_fd = private_table ? (int)syscall(SYS_signalfd4, -1, &bell, sizeof(bell), SFD_CLOEXEC | SFD_NONBLOCK) : -1;

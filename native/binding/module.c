@@ -2,7 +2,6 @@
 /* pagemerge._core: the C core for Python. */
 #include "binding.h"
 
-#include "courtesy.h"
 #include "maps.h"
 #include "page.h"
 #include "pool.h"
@@ -10,12 +9,6 @@
 #include "protocol.h"
 
 #include <errno.h>
-
-static PyObject *let_others_first(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(arg))
-{
-	pm_let_others_first();
-	Py_RETURN_NONE;
-}
 
 static PyObject *hash_pages(PyObject *Py_UNUSED(module), PyObject *arg)
 {
@@ -120,7 +113,6 @@ static PyObject *parse_maps(PyObject *Py_UNUSED(module), PyObject *arg)
 }
 
 static PyMethodDef module_methods[] = {
-	{"let_others_first", let_others_first, METH_NOARGS, "Threads that wake up need not wait for the end of this one's time slice."},
 	{"hash_pages", hash_pages, METH_O, "XXH3-64 of every whole page of a readable buffer, as packed native uint64."},
 	{"zero_pages", zero_pages, METH_O, "One byte a page: 1 where the page is all zero."},
 	{"check_message", check_message, METH_VARARGS, "ValueError, with the reason, where a datagram is not well-formed."},

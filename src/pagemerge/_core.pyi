@@ -8,9 +8,6 @@ MESSAGE_MAX: Final[int]
 SEGMENT_PAGES: Final[int]
 HASH_VARIANT: Final[str]  # "avx512", "avx2" or "base"
 
-def let_others_first() -> None:
-    """Let threads that wake up run before this one (Linux 6.12): it gets the longest time slice."""
-
 def hash_pages(buffer: object) -> bytes:
     """XXH3-64 of every whole page of a readable buffer, as packed native uint64."""
 

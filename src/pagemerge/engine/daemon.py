@@ -438,7 +438,6 @@ def main(values: dict[str, str], *, detach: bool = False, log_file: Path | None 
             _raise_descriptor_limit()
             nice = os.getpriority(os.PRIO_PROCESS, 0)
             os.setpriority(os.PRIO_PROCESS, 0, max(nice, KSMD_NICE))
-            _core.let_others_first()
             daemon = Daemon(runtime, settings)
             daemon.stop_on_signals()
             log.info("ready in %s, pid %d", runtime, os.getpid())
