@@ -367,6 +367,8 @@ int pm_pool_flush(struct pm_pool *pool, struct pm_pool_run *run)
 	segment = pm_pool_segment(pool, run->slot);
 	at = (off_t)pm_slot_position(run->slot) * PM_PAGE_SIZE;
 	run->n = 0;
+	if (segment->donor) /* not ours to write, and without a mapping of ours */
+		return -EPERM;
 	if (segment->sealed) { /* slots never used before, by the mapping made before the seal */
 		memcpy(segment->map + at, run->content, bytes);
 		return 0;

@@ -45,8 +45,31 @@ static bool mapped(const struct pm_scanner *scanner, const struct pm_segment *se
 	return false;
 }
 
+static bool is_of(uint32_t slot, uint32_t id)
+{
+	return slot != PM_NO_SLOT && slot >> PM_SEGMENT_SHIFT == id;
+}
+
+/* Numbers of segments are used again: no window may be left that would then lie in a segment of somebody else's. */
+static void forget_windows(struct pm_scanner *scanner, uint32_t id)
+{
+	for (int node = 0; node < PM_NODES_MAX; node++)
+		if (is_of(scanner->spill[node], id))
+			scanner->spill[node] = PM_NO_SLOT;
+	for (struct pm_mm *mm = scanner->mms; mm; mm = mm->next) {
+		if (is_of(mm->spill, id))
+			mm->spill = PM_NO_SLOT;
+		if (mm->giving == id)
+			mm->giving = PM_NO_SLOT;
+		for (size_t c = 0; c < mm->nchunks; c++)
+			if (is_of(mm->chunks[c]->window, id))
+				mm->chunks[c]->window = PM_NO_SLOT;
+	}
+}
+
 static void drop(struct pm_scanner *scanner, struct pm_segment *segment)
 {
+	forget_windows(scanner, segment->id);
 	for (struct pm_mm *mm = scanner->mms; mm; mm = mm->next)
 		for (size_t p = 0; p < mm->nparts; p++) {
 			struct pm_part *part = &mm->parts[p];

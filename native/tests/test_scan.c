@@ -412,9 +412,8 @@ enum { GIVEN = 2048, OWN = 10 };
 static char late[PM_MESSAGE_MAX];
 
 /* Two processes that hash and write their own pages; each OWN-th page is one's own. */
-static void start_givers(struct client *c)
+static void add_givers(struct client *c)
 {
-	begin();
 	for (uint64_t k = 0; k < 2; k++) {
 		client_start(&c[k], GIVEN);
 		for (uint64_t i = 0; i < GIVEN; i++)
@@ -422,6 +421,12 @@ static void start_givers(struct client *c)
 		client_add(&scanner, &c[k], k + 1, 0, true);
 		pm_mm_find(&scanner, k + 1)->gives = true;
 	}
+}
+
+static void start_givers(struct client *c)
+{
+	begin();
+	add_givers(c);
 }
 
 static void check_givers(struct client *c)
@@ -521,6 +526,45 @@ static void test_who_does_not_answer_while_writing_is_not_waited_for(void)
 	finish(c, 2);
 }
 
+/* The number of a segment that was given back is the next one's, which may be one that a process writes. */
+static void test_a_dropped_segment_leaves_no_window_behind(void)
+{
+	enum { EQUAL = 20, PAIRS = 300 };
+	struct client c[3];
+	uint64_t first;
+
+	begin();
+	client_start(&c[2], GIVEN);
+	client_add(&scanner, &c[2], 3, 0, true);
+	first = -(c[2].memory / PM_PAGE_SIZE) % PM_WINDOW_PAGES; /* where a stretch begins */
+	for (uint64_t i = 0; i < PAIRS; i++) {
+		client_fill(&c[2], first + i, 5000000 + i); /* in two stretches: in a window in their order */
+		client_fill(&c[2], first + PM_WINDOW_PAGES + i, 5000000 + i);
+	}
+	for (uint64_t i = 0; i < EQUAL; i++) /* in one: elsewhere */
+		client_fill(&c[2], first + 2 * PM_WINDOW_PAGES + i, 6000000);
+	pass(&scanner, &c[2], 1);
+	pass(&scanner, &c[2], 1);
+	EXPECT(PAIRS + 1, PAIRS + EQUAL - 1, 0, 0, 0);
+	CHECK_EQUAL(counter(&scanner, "segments"), 2);
+	for (uint64_t i = 0; i < 2 * PM_WINDOW_PAGES + EQUAL; i++)
+		client_fill(&c[2], first + i, 7000000 + i);
+	for (int i = 0; i < 4; i++)
+		pass(&scanner, &c[2], 1);
+	CHECK_EQUAL(counter(&scanner, "segments"), 0);
+	add_givers(c);
+	for (int i = 0; i < 5; i++)
+		pass(&scanner, c, 2);
+	for (uint64_t i = 0; i < EQUAL; i++)
+		client_fill(&c[2], first + 2 * PM_WINDOW_PAGES + i, 6000000);
+	for (int i = 0; i < 3; i++)
+		pass(&scanner, c, 3);
+	CHECK_EQUAL(counter(&scanner, "pages_sharing"), EQUAL - 1 + GIVEN - (GIVEN + OWN - 1) / OWN);
+	CHECK_EQUAL(counter(&scanner, "merge_failures_differs"), 0);
+	CHECK_EQUAL(counter(&scanner, "write_errors"), 0);
+	finish(c, 3);
+}
+
 static void test_a_huge_empty_region_costs_nothing(void)
 {
 	struct client c;
@@ -560,5 +604,6 @@ int main(void)
 	test_processes_write_their_own_pages();
 	test_who_is_lost_while_writing_leaves_nothing_wrong();
 	test_who_does_not_answer_while_writing_is_not_waited_for();
+	test_a_dropped_segment_leaves_no_window_behind();
 	return 0;
 }
