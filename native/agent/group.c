@@ -39,7 +39,10 @@ int pm_read_self(void *to, uint64_t from, size_t length)
 	return n == (ssize_t)length ? 0 : -EFAULT;
 }
 
-/* Report the merge pages of a group for which `differs` is set, or all of them. */
+/*
+ * Report the merge pages of a group for which `differs` is set, or all of them.  Where most differ the group is given up, and the others with it: they are to be tried
+ * again, for they are not known to be other than they were said to be.
+ */
 void pm_group_report(struct pm_outcome *outcome, const struct pm_group *group, bool all, uint32_t why)
 {
 	for (uint32_t i = 0; i < group->nruns; i++) {
@@ -50,8 +53,10 @@ void pm_group_report(struct pm_outcome *outcome, const struct pm_group *group, b
 		for (uint32_t page = 0; page < run->npages; page++) {
 			uint64_t addr = run->addr + pm_bytes(page), at = (addr - group->start) >> PM_PAGE_SHIFT;
 
-			if (all || group->differs[at / 64] >> at % 64 & 1)
-				pm_fail(outcome, addr, 1, why);
+			bool differs = group->differs[at / 64] >> at % 64 & 1;
+
+			if (all || differs)
+				pm_fail(outcome, addr, 1, why == PM_FAIL_DIFFERS && !differs ? PM_FAIL_WRITTEN : why);
 			else
 				outcome->result.merged++;
 		}

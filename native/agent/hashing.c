@@ -29,7 +29,7 @@ static bool is_readable(uint64_t start, uint64_t end)
 }
 
 /* False: it can't be looked at in place. */
-static bool hash_in_place(uint64_t start, uint64_t end, uint64_t *hashes)
+static bool hash_in_place(uint64_t start, uint64_t end, bool whole, uint64_t *keys)
 {
 	bool can;
 
@@ -37,31 +37,34 @@ static bool hash_in_place(uint64_t start, uint64_t end, uint64_t *hashes)
 		return false;
 	can = pm_marks_seen(start, end) && is_readable(start, end);
 	if (can)
-		pm_page_hashes((const void *)(uintptr_t)start, (end - start) >> PM_PAGE_SHIFT, hashes);
+		pm_page_keys((const void *)(uintptr_t)start, (end - start) >> PM_PAGE_SHIFT, whole, keys);
 	pm_gate_open();
 	return can;
 }
 
-static void hash_copies(uint64_t start, uint64_t end, uint64_t *hashes)
+static void hash_copies(uint64_t start, uint64_t end, bool whole, uint64_t *keys)
 {
 	static unsigned char page[PM_PAGE_SIZE] __attribute__((aligned(4096)));
 
 	for (; start < end; start += PM_PAGE_SIZE)
-		*hashes++ = pm_read_self(page, start, PM_PAGE_SIZE) ? 0 : pm_page_hash(page);
+		*keys++ = pm_read_self(page, start, PM_PAGE_SIZE) ? 0 : pm_page_key(page, whole);
 }
 
-uint32_t pm_hash_ranges(const struct pm_range *ranges, uint32_t count, uint64_t *hashes)
+uint32_t pm_hash_ranges(const struct pm_range *ranges, uint32_t count, uint64_t *keys)
 {
 	uint32_t n = 0;
 
 	pm_vma_begin();
-	for (uint32_t i = 0; i < count; i++)
+	for (uint32_t i = 0; i < count; i++) {
+		bool whole = ranges[i].flags & PM_HASH_WHOLE;
+
 		for (uint64_t at = ranges[i].start, to; at < ranges[i].end; at = to) {
 			to = ranges[i].end - at > pm_bytes(PIECE_PAGES) ? at + pm_bytes(PIECE_PAGES) : ranges[i].end;
-			if (!hash_in_place(at, to, hashes + n))
-				hash_copies(at, to, hashes + n);
+			if (!hash_in_place(at, to, whole, keys + n))
+				hash_copies(at, to, whole, keys + n);
 			n += (uint32_t)((to - at) >> PM_PAGE_SHIFT);
 		}
+	}
 	pm_vma_end();
 	return n;
 }

@@ -37,9 +37,18 @@ enum pm_page_state {
 #define PM_REF_NONE 0xffffffffu
 #define PM_LINK_ALONE 0xfffffffeu /* PM_UNSHARED: its content was refused once, leave it until it changes */
 #define PM_LINK_ZERO 0xfffffffdu
-#define PM_LINK_DIFFERS 0xfffffffau /* PM_LOOKED: its sum is also another content's: take the other half of the hash */
+#define PM_LINK_DIFFERS 0xfffffffau /* PM_LOOKED: its sum is also another content's: take that of the whole page */
 #define PM_LINK_LEFT 0xfffffffbu /* PM_LOOKED: known, and not merged for want of mappings */
 #define PM_LINK_KNOWN 0xfffffffcu /* PM_LOOKED: its sum is that of its content as far as writes are tracked */
+
+/* A sum's kind.  Of samples of a page: neither. */
+#define PM_SUM_WHOLE 0x80000000u /* of the whole page: that of its samples is also another content's */
+#define PM_SUM_CHECK 0xc0000000u /* of the whole page, only to see whether it changes; never in the index */
+
+static inline bool pm_sum_is_whole(uint32_t sum)
+{
+	return (sum & PM_SUM_CHECK) == PM_SUM_WHOLE;
+}
 
 struct pm_mm;
 

@@ -15,7 +15,12 @@ enum { DENSE = 2 }; /* a batch is worth it when it lies within so many times its
 
 /* ---- hashes ---- */
 
-enum { DECIDED = 1 }; /* pm_run.flags: unchanged since the first look by write tracking */
+enum { DECIDED = 1, WHOLE = 2 }; /* pm_run.flags: unchanged since the first look by write tracking; the key's high half is needed */
+
+static bool needs_whole(const struct pm_chunk *chunk, uint32_t i)
+{
+	return chunk->link[i] == PM_LINK_DIFFERS || pm_sum_is_whole(chunk->sum[i]);
+}
 
 bool pm_hash_want(struct pm_scanner *scanner, const struct pm_batch *batch)
 {
@@ -40,7 +45,7 @@ bool pm_hash_want(struct pm_scanner *scanner, const struct pm_batch *batch)
 	}
 	for (size_t i = 0; i < batch->n; i++) {
 		struct pm_run *run = request->n ? &request->runs[request->n - 1] : NULL;
-		uint32_t flags = c[i].decided ? DECIDED : 0;
+		uint32_t flags = (c[i].decided ? DECIDED : WHOLE) | (needs_whole(c[i].chunk, c[i].i) ? WHOLE : 0);
 
 		if (run && run->addr + (uint64_t)run->npages * PM_PAGE_SIZE == c[i].address && run->flags == flags)
 			run->npages++;
@@ -71,7 +76,8 @@ bool pm_hash_take(struct pm_scanner *scanner, struct pm_mm *mm, struct pm_reques
 	request->seq = ++scanner->seq;
 	for (uint32_t i = 0; i < request->n; i++)
 		ranges[i] = (struct pm_range){.start = request->runs[i].addr,
-					      .end = request->runs[i].addr + (uint64_t)request->runs[i].npages * PM_PAGE_SIZE};
+					      .end = request->runs[i].addr + (uint64_t)request->runs[i].npages * PM_PAGE_SIZE,
+					      .flags = request->runs[i].flags & WHOLE ? PM_HASH_WHOLE : 0};
 	*header = (struct pm_header){.type = PM_HASH, .count = request->n, .seq = request->seq};
 	for (last = &mm->asked; *last; last = &(*last)->next)
 		;
@@ -145,11 +151,11 @@ int pm_hash_answer(struct pm_scanner *scanner, struct pm_mm *mm, const struct pm
 		next_batch(mm, request, &run, &page, batch);
 		if (!batch->n)
 			break;
-		memcpy(batch->hashes, hashes, batch->n * sizeof(uint64_t));
+		memcpy(batch->keys, hashes, batch->n * sizeof(uint64_t));
 		hashes += batch->n * sizeof(uint64_t);
 		batch->bytes_read = batch->hashed = batch->read_errors = 0;
 		for (size_t i = 0; i < batch->n; i++)
-			if (!batch->hashes[i]) {
+			if (!batch->keys[i]) {
 				batch->candidates[i].chunk = NULL;
 				batch->read_errors++;
 			} else {

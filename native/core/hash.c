@@ -44,7 +44,12 @@ void pm_page_hashes(const void *pages, size_t n, uint64_t *hashes)
 	chosen->hashes(pages, n, hashes);
 }
 
-void pm_page_sums(const void *pages, size_t n, uint32_t *sums)
+uint64_t pm_page_key(const void *page, bool whole)
 {
-	chosen->sums(pages, n, sums);
+	return chosen->key(page, whole);
+}
+
+void pm_page_keys(const void *pages, size_t n, bool whole, uint64_t *keys)
+{
+	chosen->keys(pages, n, whole, keys);
 }

@@ -10,7 +10,8 @@ struct pm_hash_table {
 	uint64_t (*hash)(const void *page);
 	bool (*is_zero)(const void *page);
 	void (*hashes)(const void *pages, size_t n, uint64_t *hashes);
-	void (*sums)(const void *pages, size_t n, uint32_t *sums);
+	uint64_t (*key)(const void *page, bool whole);
+	void (*keys)(const void *pages, size_t n, bool whole, uint64_t *keys);
 };
 
 extern const struct pm_hash_table pm_hash_base;

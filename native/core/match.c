@@ -2,8 +2,8 @@
 /*
  * Finding equal pages.
  *
- * The agents compare bytes, so that a wrong match costs time only.  Sums have 32 bits, of which some in every million agree by chance: when an agent says
- * that a page differs, it and all others with the sum are matched anew.
+ * The agents compare bytes, so that a wrong match costs time only.  Sums are of samples of the page: when an agent says that a page differs, it goes by a sum of the
+ * whole of it from then on, and others with the sum are matched anew.
  */
 #include "scanner.h"
 
@@ -20,6 +20,16 @@ enum {
 static uint32_t salt(int node)
 {
 	return (uint32_t)node * 2654435761u; /* a content has another sum on another node; none on node 0 */
+}
+
+static uint32_t sampled_sum(uint64_t key, uint32_t salted)
+{
+	return ((uint32_t)key + salted) & ~PM_SUM_WHOLE;
+}
+
+static uint32_t whole_sum(uint64_t key, uint32_t salted)
+{
+	return (((uint32_t)(key >> 32) + salted) & ~PM_SUM_CHECK) | PM_SUM_WHOLE;
 }
 
 /* ---- matching ---- */
@@ -233,33 +243,41 @@ bool pm_match_known(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t
 }
 
 /*
- * Whether what was read makes the page a candidate, and with which sum: that of the hash's low half, or of its high half
- * where the low one turned out to be another content's too (one page in some 10^4 of a 100 GiB).
+ * Whether a page's key makes it a candidate, and with which sum: that of the samples, or that of the whole page where the first turned out to be another content's,
+ * too.  Without tracking, a sum of the whole page tells whether it has changed between two looks.
  */
-static bool proven(struct pm_scanner *scanner, const struct pm_candidate *c, uint64_t hash, uint32_t salted, uint32_t *sum)
+static bool proven(struct pm_scanner *scanner, const struct pm_candidate *c, uint64_t key, uint32_t salted, uint32_t *sum)
 {
 	struct pm_chunk *chunk = c->chunk;
-	uint32_t before = chunk->sum[c->i], low = (uint32_t)hash + salted, high = (uint32_t)(hash >> 32) + salted;
+	uint32_t before = chunk->sum[c->i], link = chunk->link[c->i];
+	uint32_t sampled = sampled_sum(key, salted), whole = whole_sum(key, salted), check = whole | PM_SUM_CHECK;
+	bool known = key >> 32, differs = link == PM_LINK_DIFFERS; /* known: the whole page was looked at */
 	unsigned int state = pm_page_state(chunk, c->i);
 
 	if (state == PM_UNSHARED) { /* without tracking: is it still what the index says? */
-		if (before != low && before != high) {
+		if (before != sampled && before != whole) {
 			pm_page_detach(scanner, chunk, c->i, PM_LOOKED);
-			chunk->sum[c->i] = low;
+			chunk->sum[c->i] = check;
 		}
 		return false;
 	}
 	if (state != PM_LOOKED)
 		return false;
-	if (chunk->link[c->i] == PM_LINK_DIFFERS && before == high) { /* neither sum helps; until it is written */
+	if (!known && (pm_sum_is_whole(before) || (differs && before == sampled))) /* asked for before that was so */
+		return false;
+	if (differs && before == whole) { /* neither sum helps; until it is written */
 		pm_set_state(chunk, c->i, PM_UNSHARED);
 		chunk->link[c->i] = PM_LINK_ALONE;
 		return false;
 	}
-	*sum = before == high || (chunk->link[c->i] == PM_LINK_DIFFERS && before == low) ? high : low;
-	chunk->sum[c->i] = *sum;
-	if (c->decided || before == low || before == high)
+	*sum = before == whole || (differs && before == sampled) ? whole : sampled;
+	/* A candidate that it was before it stays; should it have changed where the samples do not show it, the comparison will. */
+	if (c->decided || *sum == whole || before == check ||
+	    (before == sampled && (scanner->anew || link == PM_LINK_KNOWN || link == PM_LINK_LEFT))) {
+		chunk->sum[c->i] = *sum;
 		return true;
+	}
+	chunk->sum[c->i] = check;
 	pm_page_unleave(chunk, c->i);
 	chunk->link[c->i] = PM_REF_NONE;
 	return false;
@@ -270,7 +288,7 @@ static void match_all(struct pm_scanner *scanner, struct pm_batch *batch, const 
 {
 	static const char zeros[PM_PAGE_SIZE];
 	const struct pm_candidate *c = batch->candidates;
-	uint64_t zero_hash = content ? 0 : pm_page_hash(zeros);
+	uint64_t zero_key = content ? 0 : pm_page_key(zeros, false);
 	uint32_t sum;
 
 	scanner->counts.bytes_read += batch->bytes_read;
@@ -278,16 +296,16 @@ static void match_all(struct pm_scanner *scanner, struct pm_batch *batch, const 
 	scanner->counts.read_errors += batch->read_errors;
 	for (size_t i = 0; i < batch->n; i++)
 		if (c[i].chunk)
-			pm_index_prefetch(&scanner->index, (uint32_t)batch->hashes[i] + salt(batch->nodes[i]));
+			pm_index_prefetch(&scanner->index, sampled_sum(batch->keys[i], salt(batch->nodes[i])));
 	for (size_t i = 0; i < batch->n; i++)
 		if (c[i].chunk)
-			pm_index_prefetch_entry(&scanner->index, (uint32_t)batch->hashes[i] + salt(batch->nodes[i]));
+			pm_index_prefetch_entry(&scanner->index, sampled_sum(batch->keys[i], salt(batch->nodes[i])));
 	for (size_t i = 0; i < batch->n; i++)
-		if (c[i].chunk && proven(scanner, &c[i], batch->hashes[i], salt(batch->nodes[i]), &sum)) {
+		if (c[i].chunk && proven(scanner, &c[i], batch->keys[i], salt(batch->nodes[i]), &sum)) {
 			const char *page = content ? content + i * PM_PAGE_SIZE : NULL;
 
 			c[i].chunk->touched = scanner->slice;
-			match(scanner, c[i].chunk, c[i].i, sum, page, page ? scanner->knobs.use_zero_pages && pm_page_is_zero(page) : batch->hashes[i] == zero_hash,
+			match(scanner, c[i].chunk, c[i].i, sum, page, page ? scanner->knobs.use_zero_pages && pm_page_is_zero(page) : batch->keys[i] == zero_key,
 			      batch->nodes[i]);
 		}
 	batch->n = 0;
@@ -364,7 +382,7 @@ static size_t take_unshared(struct pm_scanner *scanner, uint32_t sum, uint32_t *
 	return n;
 }
 
-bool pm_match_anew(struct pm_scanner *scanner, uint32_t page)
+void pm_match_anew(struct pm_scanner *scanner, uint32_t page)
 {
 	uint32_t pages[SAME_SUM + 1], i;
 	struct pm_chunk *chunk = pm_chunk_of(&scanner->chunks, page, &i);
@@ -380,6 +398,4 @@ bool pm_match_anew(struct pm_scanner *scanner, uint32_t page)
 		pm_candidates_match(scanner); /* one at a time: they may be of different processes */
 	}
 	scanner->anew = false;
-	chunk = pm_chunk_of(&scanner->chunks, page, &i);
-	return pm_page_state(chunk, i) != PM_LOOKED; /* had it been written, it would wait for another look */
 }

@@ -18,10 +18,14 @@ uint64_t pm_page_hash(const void *page);
 /* Whether a page is all zero. */
 bool pm_page_is_zero(const void *page);
 
-/* Sums of `n` adjacent pages: the low 32 bits of their hashes, which is what the index keeps. */
-void pm_page_sums(const void *pages, size_t n, uint32_t *sums);
-
-/* The same, all 64 bits. */
+/* Of `n` adjacent pages. */
 void pm_page_hashes(const void *pages, size_t n, uint64_t *hashes);
+
+/*
+ * What pages are matched by, which only has to be the same for equal pages: in the low half a hash of an eighth of the page, read four times as fast as the whole; in the
+ * high half one of all of it if `whole`, otherwise, or rather where that was not needed, 0.  Neither half of a page that is known whole is 0.
+ */
+uint64_t pm_page_key(const void *page, bool whole);
+void pm_page_keys(const void *pages, size_t n, bool whole, uint64_t *keys);
 
 #endif

@@ -29,7 +29,7 @@ enum pm_message_type {
 	PM_GONE = 4,   /* pm_range[]: unmapped, moved away, discarded or mapped anew; a hint */
 	PM_RESULT = 5, /* 1 pm_result, then pm_failed[] (count = number of pm_failed) */
 	PM_BYE = 6,    /* no entries: the agent stops; its pages stay merged and correct */
-	PM_HASHES = 7, /* 1 pm_hashes, then count times 8 bytes: XXH3-64 of each page of a PM_HASH, 0: not readable */
+	PM_HASHES = 7, /* 1 pm_hashes, then count times 8 bytes: the key of each page of a PM_HASH (pm_page_key), 0: not readable */
 
 	/* daemon -> agent */
 	PM_WELCOME = 16, /* 1 pm_welcome */
@@ -39,7 +39,7 @@ enum pm_message_type {
 	PM_PING = 20,    /* no entries: answer with an empty PM_RESULT of the same seq */
 	PM_ADVISE = 21,  /* pm_range[]: madvise on the program's behalf; flags = PM_MARK_MERGEABLE or PM_MARK_UNMERGEABLE */
 	PM_ADVISE_ALL = 22, /* 1 pm_range: prctl(PR_SET_MEMORY_MERGE) on its behalf; flags as PM_ALL's.  Both are answered by PM_MARK and PM_ALL alone */
-	PM_HASH = 23,  /* pm_range[], of PM_HASH_PAGES pages at most: hash them where they are; answered by PM_HASHES.  Only to PM_HELLO_GIVES */
+	PM_HASH = 23,  /* pm_range[], of PM_HASH_PAGES pages at most: look at them where they are; flags = enum pm_hash_flag; answered by PM_HASHES.  Only to PM_HELLO_GIVES */
 	PM_GIVE = 24,  /* as PM_MERGE, but the segment is not sealed yet and the pages' content is to be written to it first.  Only to PM_HELLO_GIVES */
 };
 
@@ -104,6 +104,10 @@ enum pm_mark {
 enum pm_gone {
 	PM_GONE_UNMAPPED = 0,  /* what is mapped there now, if anything, is another mapping: marks are void */
 	PM_GONE_DISCARDED = 1, /* MADV_DONTNEED and the like: the mapping stays, and its marks */
+};
+
+enum pm_hash_flag {
+	PM_HASH_WHOLE = 1u << 0, /* both halves of the key */
 };
 
 struct pm_range {

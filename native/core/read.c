@@ -130,7 +130,7 @@ static void read_batch(struct pm_batch *batch)
 	find_nodes(batch);
 	for (size_t i = 0; i < batch->n; i++)
 		if (batch->candidates[i].chunk) {
-			batch->hashes[i] = pm_page_hash(batch->buffer + i * PM_PAGE_SIZE);
+			batch->keys[i] = pm_page_key(batch->buffer + i * PM_PAGE_SIZE, true);
 			batch->hashed++;
 		}
 }

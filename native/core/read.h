@@ -27,7 +27,7 @@ struct pm_batch { /* pages of one process */
 	struct pm_mm *mm;
 	int nodes_max; /* NUMA nodes to be told apart; 0: none are */
 	char *buffer;  /* PM_READ_PAGES pages */
-	uint64_t hashes[PM_READ_PAGES];
+	uint64_t keys[PM_READ_PAGES];
 	int nodes[PM_READ_PAGES];
 	uint64_t bytes_read;
 	uint32_t hashed, read_errors;

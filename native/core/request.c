@@ -386,6 +386,21 @@ int pm_mm_take(struct pm_scanner *scanner, struct pm_mm *mm, struct pm_request_o
 
 /* ---- answers ---- */
 
+/* Perhaps the slot was made for two pages of which one differs: the end of the pass will tell whether others have it. */
+static void note_lone(struct pm_scanner *scanner, uint32_t slot)
+{
+	if (scanner->nlone == scanner->lone_cap) {
+		size_t cap = scanner->lone_cap ? scanner->lone_cap * 2 : 64;
+		uint32_t *grown = realloc(scanner->lone, cap * sizeof(*grown));
+
+		if (!grown) /* a page more than need be */
+			return;
+		scanner->lone = grown;
+		scanner->lone_cap = cap;
+	}
+	scanner->lone[scanner->nlone++] = slot;
+}
+
 static void page_failed(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, uint32_t type, uint32_t why)
 {
 	uint32_t link = chunk->link[i];
@@ -412,9 +427,9 @@ static void page_failed(struct pm_scanner *scanner, struct pm_chunk *chunk, uint
 		if (type != PM_MERGE)
 			break;
 		chunk->link[i] = PM_LINK_DIFFERS;
+		note_lone(scanner, link);
 		if (scanner->ndiffering < PM_DIFFERING) {
-			scanner->differing[scanner->ndiffering].page = pm_page_number(chunk, i);
-			scanner->differing[scanner->ndiffering++].slot = link;
+			scanner->differing[scanner->ndiffering++] = pm_page_number(chunk, i);
 		}
 		break;
 	case PM_FAIL_WRITTEN:
@@ -598,8 +613,7 @@ int pm_mm_answer(struct pm_scanner *scanner, struct pm_mm *mm, const void *datag
 	free(failed);
 	free(request);
 	for (size_t i = 0; i < scanner->ndiffering; i++)
-		if (pm_match_anew(scanner, scanner->differing[i].page) && scanner->nlone < PM_DIFFERING)
-			scanner->lone[scanner->nlone++] = scanner->differing[i].slot;
+		pm_match_anew(scanner, scanner->differing[i]);
 	scanner->ndiffering = 0;
 	return 0;
 }

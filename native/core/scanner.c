@@ -95,6 +95,7 @@ void pm_scanner_deinit(struct pm_scanner *scanner)
 	pm_maps_deinit(&scanner->maps);
 	free(scanner->datagram);
 	free(scanner->events);
+	free(scanner->lone);
 	for (size_t i = 0; i < 2; i++)
 		if (scanner->batches[i].buffer)
 			munmap(scanner->batches[i].buffer, BUFFER_BYTES);

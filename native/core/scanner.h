@@ -176,13 +176,11 @@ struct pm_scanner {
 	} streak; /* of matches: pages in the order of their twins */
 	unsigned int filling;
 	uint32_t filled; /* slots, by the batch that was matched last */
-	struct {
-		uint32_t page, slot;
-	} differing[PM_DIFFERING]; /* pages of an answer that proved to differ from their slots */
+	uint32_t differing[PM_DIFFERING]; /* pages of an answer that proved to differ from their slots: as many as are matched anew at once */
 	size_t ndiffering;
 	bool anew; /* such pages are being matched */
-	uint32_t lone[PM_DIFFERING]; /* slots that were made for two pages of which one differs */
-	size_t nlone;
+	uint32_t *lone; /* slots from which a page proved to differ in this pass */
+	size_t nlone, lone_cap;
 	struct pm_page_region spans[PM_SPANS];
 	struct pm_maps maps;
 	struct pm_pool_run run;
@@ -226,8 +224,8 @@ void pm_candidate_add(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32
 void pm_candidates_match(struct pm_scanner *scanner);
 /* Merge a page whose sum is known with a slot that is there; false when there is none. */
 bool pm_match_known(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i);
-/* Match a page that proved to differ from what has its sum, and the others with that sum.  True: its sum is also another content's. */
-bool pm_match_anew(struct pm_scanner *scanner, uint32_t page);
+/* Match a page that proved to differ from what has its sum, and others with that sum. */
+void pm_match_anew(struct pm_scanner *scanner, uint32_t page);
 /* Leave a PM_LOOKED page whose sum is known, to be tried again ever more rarely; `link` PM_LINK_KNOWN or _LEFT. */
 void pm_page_leave(struct pm_chunk *chunk, uint32_t i, uint32_t link);
 

@@ -2,7 +2,7 @@
 /* The end of a pass: segments that are dead or mostly dead. */
 #include "scanner.h"
 
-#include <string.h>
+#include <stdlib.h>
 
 enum {
 	RETIRE_DEAD = 256,  /* slots: 1 MiB, below which moving things is not worth it */
@@ -86,30 +86,43 @@ static void drop(struct pm_scanner *scanner, struct pm_segment *segment)
 	scanner->counts.segments_dropped++;
 }
 
-static bool is_lone(const struct pm_scanner *scanner, uint32_t slot)
-{
-	for (size_t k = 0; k < scanner->nlone; k++)
-		if (scanner->lone[k] == slot)
-			return pm_pool_segment(&scanner->pool, slot) && pm_slot_users(&scanner->pool, slot) == 1;
-	return false;
-}
-
 /* Two different contents had the same sum: one of the two pages has been merged with nobody, and becomes its process's own again. */
 static void part_lone(struct pm_scanner *scanner)
 {
-	uint64_t some = 0; /* by the low bits of the slots: most pages are none of these */
+	size_t words = (size_t)scanner->pool.nsegments * PM_SEGMENT_PAGES / 64, some = 0, kept = 0;
+	uint64_t *lone = scanner->nlone ? calloc(words, sizeof(*lone)) : NULL; /* a bit for each slot */
 
-	for (size_t k = 0; k < scanner->nlone; k++)
-		some |= 1ull << (scanner->lone[k] & 63);
+	for (size_t k = 0; lone && k < scanner->nlone; k++) {
+		uint32_t slot = scanner->lone[k];
+		const struct pm_segment *segment = pm_pool_segment(&scanner->pool, slot);
+
+		if (segment && segment->state == PM_SEGMENT_LIVE && pm_slot_users(&scanner->pool, slot) == 1) {
+			lone[slot / 64] |= 1ull << slot % 64;
+			some++;
+		}
+	}
 	for (const struct pm_mm *mm = scanner->mms; mm && some; mm = mm->next)
 		for (size_t c = 0; c < mm->nchunks; c++) {
 			struct pm_chunk *chunk = mm->chunks[c];
 
-			for (uint32_t i = 0; i < chunk->n; i++)
-				if (some >> (chunk->link[i] & 63) & 1 && pm_page_state(chunk, i) == PM_MERGED && is_lone(scanner, chunk->link[i]))
-					pm_set_state(chunk, i, PM_RECALLED);
+			for (uint32_t i = 0; i < chunk->n; i++) {
+				uint32_t slot = chunk->link[i];
+
+				if (pm_page_state(chunk, i) != PM_MERGED || !(lone[slot / 64] >> slot % 64 & 1))
+					continue;
+				pm_set_state(chunk, i, PM_RECALLED);
+				lone[slot / 64] &= ~(1ull << slot % 64);
+			}
 		}
-	scanner->nlone = 0;
+	for (size_t k = 0; lone && k < scanner->nlone; k++) { /* those whose page is just being merged */
+		uint32_t slot = scanner->lone[k];
+
+		if (lone[slot / 64] >> slot % 64 & 1)
+			scanner->lone[kept++] = slot;
+		lone[slot / 64] &= ~(1ull << slot % 64);
+	}
+	scanner->nlone = kept;
+	free(lone);
 }
 
 void pm_end_pass(struct pm_scanner *scanner)

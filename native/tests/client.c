@@ -101,7 +101,7 @@ static void hash(int sock, const struct pm_header *header)
 	for (uint32_t i = 0; i < header->count; i++)
 		for (uint64_t at = ranges[i].start; at < ranges[i].end; at += PM_PAGE_SIZE) {
 			CHECK(answer.header.count < PM_HASH_PAGES);
-			answer.hash[answer.header.count++] = pm_page_hash((const void *)(uintptr_t)at);
+			answer.hash[answer.header.count++] = pm_page_key((const void *)(uintptr_t)at, ranges[i].flags & PM_HASH_WHOLE);
 		}
 	send_fds(sock, &answer, sizeof(answer.header) + sizeof(answer.hashes) + answer.header.count * sizeof(uint64_t), NULL, 0);
 }

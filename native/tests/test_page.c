@@ -20,16 +20,20 @@ static void test_all_variants_agree(void)
 #endif
 	};
 	uint64_t hashes[16];
-	uint32_t sums[16];
+	uint64_t keys[16], whole[16];
 
 	for (size_t i = 0; i < sizeof(pages); i++)
 		pages[i] = (char)(i * 31 + i / PM_PAGE_SIZE * 7);
 	pm_page_hashes(pages, 16, hashes);
-	pm_page_sums(pages, 16, sums);
+	pm_page_keys(pages, 16, false, keys);
+	pm_page_keys(pages, 16, true, whole);
 	for (size_t i = 0; i < 16; i++) {
-		CHECK(sums[i] == (uint32_t)hashes[i]);
+		CHECK((uint32_t)keys[i] == (uint32_t)whole[i] && !(keys[i] >> 32) && whole[i] >> 32);
 		for (size_t t = 0; t < sizeof(tables) / sizeof(tables[0]); t++)
+		{
 			CHECK(tables[t]->hash(pages + i * PM_PAGE_SIZE) == hashes[i]);
+			CHECK(tables[t]->key(pages + i * PM_PAGE_SIZE, true) == whole[i]);
+		}
 	}
 	for (size_t t = 0; t < sizeof(tables) / sizeof(tables[0]); t++) {
 		memset(pages, 0, PM_PAGE_SIZE);

@@ -60,6 +60,28 @@ def test_a_write_reaches_only_its_writer(engine_daemon: EngineDaemon, twins: lis
     assert counters["pages_sharing"] == 2 * N - 1
 
 
+def test_pages_that_differ_in_one_byte_are_told_apart_wherever_it_is(
+    engine_daemon: EngineDaemon, twins: list[Child]
+) -> None:
+    """They are matched by samples; each group of the agent's has equal and different pages."""
+    for page in range(N):
+        at = page * PAGE + page * 67 % PAGE
+        for child, value in zip(twins, [(1, 2, 3), (4, 4, 5), (6, 6, 6)][page % 3], strict=True):
+            child.ask(f"write {at} {value}")
+    sums = [child.ask("sum") for child in twins]
+    pairs, threes = len(range(1, N, 3)), len(range(2, N, 3))
+    engine_daemon.set(run=1)
+    for _ in range(10):
+        counters = engine_daemon.settle(3)
+        if counters["pages_sharing"] == pairs + 2 * threes:
+            break
+    assert (counters["pages_shared"], counters["pages_sharing"]) == (
+        pairs + threes,
+        pairs + 2 * threes,
+    )
+    assert [child.ask("sum") for child in twins] == sums
+
+
 def test_a_page_that_is_restored_is_merged_again(
     engine_daemon: EngineDaemon, twins: list[Child]
 ) -> None:
