@@ -65,8 +65,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _check_writable(path: Path) -> None:
     """Find out by opening it; what is there is left as it is until the report is written."""
+    is_new = not path.exists()
     try:
         with path.open("a"):
             pass
+        if is_new:  # no empty report where nothing comes of the read
+            path.unlink()
     except OSError as error:
         raise CommandError(f"--html {path}: {error.strerror}") from error

@@ -29,7 +29,7 @@ def describe_page(page: bytes) -> str:
             return f"{width} bytes repeated"
     filled = len(page) - page.count(0)
     if filled * 20 < len(page):
-        return f"{filled} bytes that are not zero"
+        return "one byte that is not zero" if filled == 1 else f"{filled} bytes that are not zero"
     if sum(byte in _TEXT for byte in page) > 0.9 * filled:
         return "text"
     return "data"

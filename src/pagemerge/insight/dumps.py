@@ -25,9 +25,12 @@ _VIRSH = "make an ELF dump: virsh dump --memory-only, or QEMU's dump-guest-memor
 # Formats whose bytes are not the memory's, and what to do about it.
 _OTHERS: Final[tuple[tuple[bytes, str, str], ...]] = (
     (b"LibvirtQemudSave", "libvirt's save format (a migration stream)", _VIRSH),
+    (b"LibvirtQemudPart", "a libvirt save that was not finished", _VIRSH),
     (b"QEVM", "QEMU's migration stream", _VIRSH),
     (b"KDUMP   ", "kdump's compressed format", _VIRSH),
     (b"makedumpfile", "makedumpfile's flattened format", _VIRSH),
+    (b"EMiL", "LiME's format", "have it write format=padded"),
+    (b"PAGEDU", "a crash dump of Windows", "give a dump of memory by the hypervisor"),
     (b"QFI\xfb", "a qcow2 disk image", "give a dump of memory"),
     (b"\x1f\x8b", "compressed (gzip)", "decompress it first"),
     (b"\x28\xb5\x2f\xfd", "compressed (zstd)", "decompress it first"),
@@ -35,7 +38,7 @@ _OTHERS: Final[tuple[tuple[bytes, str, str], ...]] = (
     (b"\x04\x22\x4d\x18", "compressed (lz4)", "decompress it first"),
 )
 
-
+_TEXT: Final = b"\t\n\f\r\x1b" + bytes(range(0x20, 0x7F))
 _TARGETS: Final = "a target is a process's number or a dump of memory"
 _KINDS: Final = (
     (stat.S_ISDIR, "a folder"),
@@ -98,7 +101,18 @@ def _read_regions(file: BinaryIO, path: Path) -> list[DumpRegion]:
             f"{path}: {size} bytes are no whole number of pages of {PAGE_SIZE} bytes, and it is "
             "no ELF core: no image of memory, or a cut-short one",
         )
+    if _is_text(file, size):
+        raise FormatError(f"{path}: is text, not an image of memory", hint=_TARGETS)
     return [DumpRegion(0, size, 0, "rw-p", "[image]")]
+
+
+def _is_text(file: BinaryIO, size: int) -> bool:
+    """Whether a file without a magic is text at its beginning, in its middle and at its end."""
+    for offset in (0, size // 2, size - PAGE_SIZE):
+        file.seek(offset)
+        if file.read(PAGE_SIZE).translate(None, _TEXT):
+            return False
+    return True
 
 
 def _read_elf(file: BinaryIO, path: Path, head: bytes, size: int) -> list[DumpRegion]:

@@ -30,7 +30,7 @@ from pagemerge.insight.results import (
 )
 from pagemerge.insight.targets import Targets
 from pagemerge.memory import read_max_map_count, splitting_frees_zero_pages
-from pagemerge.units import PAGE_SIZE
+from pagemerge.units import PAGE_SIZE, pages_to_bytes, render_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -339,8 +339,8 @@ def _regions(reading: Reading, table: npt.NDArray[Any]) -> list[RegionEstimate]:
             volatile_pages=n * int(row["volatile"]),
             huge_pages=int(row["huge"]),
             split_huge_pages=int(row["split_huge"]),
-            runs=int(row["runs"]),
-            vmas=int(row["vmas"]),
+            runs=int(row["runs"]) if n == 1 else 0,
+            vmas=int(row["vmas"]) if n == 1 else 0,
         )
         for (space, region), row in zip(reading.regions, table, strict=True)
         if not space.note
@@ -438,6 +438,12 @@ def _notes(reading: Reading, processes: Sequence[ProcessEstimate]) -> list[str]:
         if not process.present_pages and not space.note:
             what = "nothing but holes" if space.target.path else "nothing in memory"
             notes.append(f"{space.target.label}: {what} in its regions")
+        if space.target.path and process.zero_pages:
+            zero = render_bytes(pages_to_bytes(process.zero_pages))
+            notes.append(
+                f"{space.target.label}: {zero} of it are zero: dumps have zeros where memory was "
+                "never touched, too, which is none to save"
+            )
     if not reading.census.frames_known():
         notes.append(
             "physical page numbers are hidden (CAP_SYS_ADMIN): pages at one address in parent and "

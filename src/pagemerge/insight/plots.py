@@ -6,13 +6,16 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Sequence
 
-__all__ = ["bars", "columns", "heat_map", "treemap"]
+from pagemerge.units import render_name
+
+__all__ = ["bars", "columns", "heat_map", "text_of", "treemap"]
 
 Tile = tuple[str, str, float, str]  # name, explanation, size, colour
 
 
-def _text(value: object) -> str:
-    return html.escape(str(value))
+def text_of(value: object) -> str:
+    """Escape a text for HTML; of what can't be shown, as names may hold, only lines' ends stay."""
+    return "\n".join(html.escape(render_name(line)) for line in str(value).split("\n"))
 
 
 def _short(label: str, characters: int) -> str:
@@ -26,7 +29,7 @@ def _short(label: str, characters: int) -> str:
 def _svg(width: float, height: float, body: str, label: str) -> str:
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" '
-        f'role="img" aria-label="{_text(label)}">{body}</svg>'
+        f'style="--wide:{width:g}px" role="img" aria-label="{text_of(label)}">{body}</svg>'
     )
 
 
@@ -39,11 +42,11 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> str:
     for i, (label, value, shown) in enumerate(rows):
         y = i * 26
         parts.append(
-            f'<text x="350" y="{y + 17}" text-anchor="end"><title>{_text(label)}</title>'
-            f"{_text(_short(label, 50))}</text>"
+            f'<text x="350" y="{y + 17}" text-anchor="end"><title>{text_of(label)}</title>'
+            f"{text_of(_short(label, 46))}</text>"
             f'<rect x="360" y="{y + 4}" width="{max(1.0, 640 * value / most):.1f}" height="18" rx="3" '
             f'fill="var(--hue)"/><text class="dim" x="{366 + 640 * value / most:.1f}" y="{y + 17}">'
-            f"{_text(shown)}</text>"
+            f"{text_of(shown)}</text>"
         )
     return _svg(1100, len(rows) * 26 + 4, "".join(parts), "bars")
 
@@ -65,7 +68,7 @@ def columns(rows: Sequence[tuple[str, float]]) -> str:
             f'fill="var(--hue)"/>'
             f'<text class="dim" x="{x + step / 2 - 8}" y="{height + 14 - tall:.1f}" text-anchor="middle">'
             f"{value:,.0f}</text>"
-            f'<text x="{x + step / 2 - 8}" y="{height + 38}" text-anchor="middle">{_text(label)}</text>'
+            f'<text x="{x + step / 2 - 8}" y="{height + 38}" text-anchor="middle">{text_of(label)}</text>'
         )
     return _svg(step * len(rows) + 8, height + 48, "".join(parts), "columns")
 
@@ -83,7 +86,7 @@ def heat_map(
         y = top + i * side
         parts.append(
             f'<text x="{left - 10}" y="{y + side / 2 + 4:g}" text-anchor="end">'
-            f'<title>{_text(label)}</title>{_text(_short(label, 36))} <tspan class="dim">{i + 1}</tspan></text>'
+            f'<title>{text_of(label)}</title>{text_of(_short(label, 36))} <tspan class="dim">{i + 1}</tspan></text>'
             f'<text class="dim" x="{left + i * side + side / 2:g}" y="{top - 5}" text-anchor="middle">{i + 1}</text>'
         )
         for j, value in enumerate(cells[i]):
@@ -93,14 +96,14 @@ def heat_map(
             x = left + j * side
             parts.append(
                 f'<rect x="{x + 0.5}" y="{y + 0.5}" width="{side - 1}" height="{side - 1}" rx="2" '
-                f'fill="rgba(var(--heat),{alpha:.3f})"><title>{_text(label)} and {_text(labels[j])}: '
-                f"{_text(render(value))}</title></rect>"
+                f'fill="rgba(var(--heat),{alpha:.3f})"><title>{text_of(label)} and {text_of(labels[j])}: '
+                f"{text_of(render(value))}</title></rect>"
             )
             if side >= 56 and value:
                 colour = ' class="on"' if alpha > 0.55 else ""
                 parts.append(
                     f'<text{colour} x="{x + side / 2:g}" y="{y + side / 2 + 4:g}" text-anchor="middle" '
-                    f'font-size="11">{_text(render(value))}</text>'
+                    f'font-size="11">{text_of(render(value))}</text>'
                 )
     return _svg(left + size * side + 8, top + size * side + 6, "".join(parts), "heat map")
 
@@ -157,15 +160,19 @@ def _tile(tile: Tile, x: float, y: float, width: float, height: float) -> str:
     name, where, _, colour = tile
     box = (
         f'<rect x="{x + 1:.1f}" y="{y + 1:.1f}" width="{max(0.0, width - 2):.1f}" '
-        f'height="{max(0.0, height - 2):.1f}" rx="3" fill="{colour}"><title>{_text(where)}</title></rect>'
+        f'height="{max(0.0, height - 2):.1f}" rx="3" fill="{colour}"><title>{text_of(where)}</title></rect>'
     )
     if width < 70 or height < 22:
         return box
-    label = _text(_short(name, int(width / 7.2)))
+    label = text_of(_short(name, int(width / 7.6)))
     saves = where.rsplit("\n", 1)[-1]
     more = (
-        f'<text class="on" x="{x + 8:.1f}" y="{y + 34:.1f}" opacity=".8">{_text(saves)}</text>'
+        f'<text class="on" x="8" y="34" opacity=".8">{text_of(saves)}</text>'
         if height > 44 and width > 110
         else ""
     )
-    return f'{box}<text class="on" x="{x + 8:.1f}" y="{y + 18:.1f}">{label}</text>{more}'
+    # a picture in the picture: what is wider than the tile after all is cut at its edge
+    return (
+        f'{box}<svg x="{x:.1f}" y="{y:.1f}" width="{width - 4:.1f}" height="{height:.1f}">'
+        f'<text class="on" x="8" y="18">{label}</text>{more}</svg>'
+    )

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from pagemerge.insight.plots import bars, columns, heat_map, treemap
+from pagemerge.insight.plots import bars, columns, heat_map, text_of, treemap
 from pagemerge.insight.results import Estimate, Matrix, ProcessEstimate, RegionEstimate
 from pagemerge.units import (
     pages_to_bytes,
@@ -21,6 +20,7 @@ from pagemerge.units import (
 __all__ = ["render_report", "write_report"]
 
 _ROWS: Final = 200  # of a table: more are in the JSON
+_TILES: Final = 120  # smaller ones together are one more
 
 _STYLE: Final = """
 :root { --ink:#1c2430; --dim:#5d6b7d; --line:#dde3ea; --paper:#fff; --back:#f4f6f9; --hue:#2463c4; --zero:#c98a1b;
@@ -41,11 +41,11 @@ table { border-collapse:collapse; width:100%; font-size:13.5px; font-variant-num
 th { text-align:right; color:var(--dim); font-weight:600; border-bottom:1px solid var(--line); padding:5px 10px 5px 0 }
 td { text-align:right; padding:4px 10px 4px 0; border-bottom:1px solid var(--line); white-space:nowrap }
 th.l, td.l { text-align:left } td.w { white-space:normal; overflow-wrap:anywhere }
-svg { display:block; max-width:100%; height:auto; font:12px system-ui,sans-serif } svg text { fill:var(--ink) }
+section > svg { display:block; max-width:100%; height:auto; font:12px system-ui,sans-serif } svg text { fill:var(--ink) }
 svg text.dim { fill:var(--dim) } svg text.on { fill:var(--on) } svg .grid { stroke:var(--line) }
 .note { color:var(--dim); margin:4px 0 } code { font:13px ui-monospace,monospace }
 .swatch { display:inline-block; width:11px; height:11px; border-radius:2px; margin:0 5px 0 14px; vertical-align:-1px }
-@media (max-width:700px) { svg { max-width:none; min-width:640px } section { padding:14px } main { padding:20px 10px 40px }
+@media (max-width:700px) { section > svg { max-width:none; min-width:min(640px,var(--wide)) } section { padding:14px } main { padding:20px 10px 40px }
   .cards { grid-template-columns:repeat(2,1fr); gap:8px } .card { padding:10px 12px } .card b { font-size:18px } td.l { min-width:8em } }
 @media print { body { background:none } section { border-color:#bbb } }
 """
@@ -70,8 +70,8 @@ def render_report(estimate: Estimate) -> str:
         '<meta name=viewport content="width=device-width,initial-scale=1">',
         "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src "
         "'unsafe-inline'\">",
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body><main>",
-        f"<h1>{_text(title)}</h1><p>{_text(_about(e))}</p>",
+        f"<title>{text_of(title)}</title><style>{_STYLE}</style></head><body><main>",
+        f"<h1>{text_of(title)}</h1><p>{text_of(_about(e))}</p>",
         _cards(e),
         _section("Where the saving is", _region_legend(), treemap(_tiles(e))),
         *(_matrix_section(matrix) for matrix in e.matrices if len(matrix.labels) > 1),
@@ -86,10 +86,6 @@ def render_report(estimate: Estimate) -> str:
     return "".join(parts)
 
 
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
 def _bytes(pages: float) -> str:
     return render_bytes(pages_to_bytes(round(pages)))
 
@@ -99,7 +95,7 @@ def _target(row: ProcessEstimate | RegionEstimate) -> str:
 
 
 def _section(title: str, intro: str, body: str) -> str:
-    return f"<section><h2>{_text(title)}</h2><p>{intro}</p>{body}</section>"
+    return f"<section><h2>{text_of(title)}</h2><p>{intro}</p>{body}</section>"
 
 
 def _about(e: Estimate) -> str:
@@ -139,7 +135,7 @@ def _cards(e: Estimate) -> str:
         ),
     ]
     inner = "".join(
-        f"<div class=card><b>{_text(value)}</b><span>{_text(what)}</span></div>"
+        f"<div class=card><b>{text_of(value)}</b><span>{text_of(what)}</span></div>"
         for value, what in cards
     )
     return f"<div class=cards>{inner}</div>"
@@ -156,7 +152,7 @@ def _region_legend() -> str:
 def _tiles(e: Estimate) -> list[tuple[str, str, float, str]]:
     rows = sorted(e.regions, key=lambda r: -(r.saved_pages + r.zero_pages))
     tiles = []
-    for region in rows[:120]:
+    for region in rows[:_TILES]:
         size = region.saved_pages + region.zero_pages
         if size < 1:
             break
@@ -164,6 +160,13 @@ def _tiles(e: Estimate) -> list[tuple[str, str, float, str]]:
         where = f"{name}\n{region.start:x}-{region.end:x} {region.perms}\nsaves {_bytes(size)}"
         colour = "var(--zero)" if region.zero_pages > region.saved_pages else "var(--hue)"
         tiles.append((name, where, size, colour))
+    rest = rows[len(tiles) :]
+    size = sum(region.saved_pages + region.zero_pages for region in rest)
+    if size >= 1:
+        zero = sum(region.zero_pages for region in rest)
+        name = f"{render_count(len(rest))} further mappings"
+        colour = "var(--zero)" if zero > size / 2 else "var(--hue)"
+        tiles.append((name, f"{name}\nsave {_bytes(size)}", size, colour))
     return tiles
 
 
@@ -178,11 +181,14 @@ def _matrix_section(matrix: Matrix) -> str:
     intro = (
         "Pages that two have in common; on the diagonal, duplicates within one. Zero pages apart."
     )
-    return _section(
-        titles.get(matrix.by, matrix.by),
-        intro,
-        heat_map(matrix.labels, matrix.pages, lambda pages: _bytes(pages)),
-    )
+    numbers: Sequence[int] = range(len(matrix.labels))
+    if matrix.by == "mapping":  # of which most have nothing in common with any
+        numbers = [i for i in numbers if any(matrix.pages[i])]
+    if not numbers:
+        return ""
+    labels = [matrix.labels[i] for i in numbers]
+    cells = [[matrix.pages[i][j] for j in numbers] for i in numbers]
+    return _section(titles.get(matrix.by, matrix.by), intro, heat_map(labels, cells, _bytes))
 
 
 def _processes_section(e: Estimate) -> str:
@@ -240,7 +246,7 @@ def _regions_section(e: Estimate) -> str:
     )
     shown = [r for r in rows if r.saved_pages or r.zero_pages][:_ROWS]
     body = _table(
-        ("-target", "-region", "-perms", "present", "saves", "zero", "runs", "-marked", "-mapping"),
+        ("-target", "+region", "+perms", "present", "saves", "zero", "runs", "+marked", "-mapping"),
         (
             (
                 _target(r),
@@ -312,7 +318,9 @@ def _totals_section(e: Estimate) -> str:
 def _notes_section(notes: Sequence[str]) -> str:
     if not notes:
         return ""
-    return _section("Notes", "", "".join(f"<div class=note>{_text(note)}</div>" for note in notes))
+    return _section(
+        "Notes", "", "".join(f"<div class=note>{text_of(note)}</div>" for note in notes)
+    )
 
 
 def _more(shown: int, there: int) -> str:
@@ -320,16 +328,16 @@ def _more(shown: int, there: int) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Make a table; a column whose head begins with `-` is left-aligned."""
-    left = [name.startswith("-") for name in head]
-    marks = [' class="l w"' if is_left else "" for is_left in left]
+    """Make a table; a head that begins with `-` or `+` is left-aligned, `-` may be folded."""
+    kinds = {"-": ' class="l w"', "+": " class=l"}
+    marks = [kinds.get(name[:1], "") for name in head]
     top = "".join(
-        f"<th{' class=l' if is_left else ''}>{_text(name.lstrip('-'))}</th>"
-        for name, is_left in zip(head, left, strict=True)
+        f"<th{' class=l' if mark else ''}>{text_of(name.lstrip('-+'))}</th>"
+        for name, mark in zip(head, marks, strict=True)
     )
     body = "".join(
         "<tr>"
-        + "".join(f"<td{mark}>{_text(cell)}</td>" for mark, cell in zip(marks, row, strict=True))
+        + "".join(f"<td{mark}>{text_of(cell)}</td>" for mark, cell in zip(marks, row, strict=True))
         + "</tr>"
         for row in rows
     )

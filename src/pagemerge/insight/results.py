@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,8 @@ class ProcessEstimate:
 class RegionEstimate:
     """One region; as `ProcessEstimate`, and `mergeable`: whether ksmd looks at it already.
 
-    `command` is the process's or the file's name: files have no number.
+    `command` is the process's or the file's name: files have no number. `runs` and `vmas` (of the
+    engine's merging) are 0 when sampling, which does not show what lies side by side.
     """
 
     pid: int
@@ -201,9 +203,10 @@ class Estimate:
         return asdict(self)
 
     def columns(self, what: str = "regions") -> dict[str, npt.NDArray[Any]]:
-        """Give `regions`, `processes` or `top` as NumPy arrays by column.
+        r"""Give `regions`, `processes` or `top` as NumPy arrays by column.
 
-        `pandas.DataFrame(...)`, `polars.DataFrame(...)` and `pyarrow.table(...)` take it as it is.
+        `pandas.DataFrame(...)`, `polars.DataFrame(...)` and `pyarrow.table(...)` take it as it is:
+        bytes of names that are no UTF-8 are written as `\xff`, which `to_dict` leaves as they are.
 
         Raises:
             ValueError: there is no such table.
@@ -214,7 +217,9 @@ class Estimate:
             raise ValueError(f"no table {what!r}: {', '.join(_TABLES)}")
         rows = getattr(self, what)
         return {
-            field.name: np.array([getattr(row, field.name) for row in rows], _dtype(field.type))
+            field.name: np.array(
+                [_plain(getattr(row, field.name)) for row in rows], _dtype(field.name, field.type)
+            )
             for field in fields(_TABLES[what])
         }
 
@@ -222,8 +227,18 @@ class Estimate:
 _TABLES = {"regions": RegionEstimate, "processes": ProcessEstimate, "top": TopContent}
 
 
-def _dtype(annotation: object) -> np.dtype[Any]:
+_UNSIGNED = ("start", "end", "hash")  # the others are numbers to reckon with: differences of them
+
+
+def _dtype(name: str, annotation: object) -> np.dtype[Any]:
     import numpy as np
 
-    kinds: dict[object, str] = {"int": "uint64", "float": "float64", "bool": "bool"}
-    return np.dtype(kinds.get(annotation, "str"))
+    kinds: dict[object, str] = {"int": "int64", "float": "float64", "bool": "bool"}
+    return np.dtype("uint64" if name in _UNSIGNED else kinds.get(annotation, "str"))
+
+
+def _plain(value: Any) -> Any:
+    """Text without the surrogates that stand for odd bytes, which no UTF-8 column takes."""
+    if isinstance(value, str) and not value.isascii():
+        return os.fsencode(value).decode("utf-8", "backslashreplace")
+    return value

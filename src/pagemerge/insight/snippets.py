@@ -8,7 +8,7 @@ from typing import Final
 
 from pagemerge.errors import CommandError
 from pagemerge.insight.advise import Advice, AdvisedRegion
-from pagemerge.units import PAGE_SIZE, pages_to_bytes, render_bytes
+from pagemerge.units import PAGE_SIZE, pages_to_bytes, render_bytes, render_name
 
 __all__ = ["LANGUAGES", "RegionKind", "group_regions", "render_snippet"]
 
@@ -39,13 +39,15 @@ class RegionKind:
 
 def group_regions(advice: Advice) -> list[RegionKind]:
     """Gather what is one buffer in the program's source, the most useful first."""
-    commands = {process.pid: process.command for process in advice.estimate.processes}
     groups: dict[tuple[str, str, str], list[AdvisedRegion]] = defaultdict(list)
     for advised in advice.regions:
         region = advised.region
-        groups[commands.get(region.pid, ""), region.name, region.perms].append(advised)
+        # dumps are, for all that one can tell, of one program: their names say nothing of it
+        program = region.command if region.pid else ""
+        groups[program, region.name, region.perms].append(advised)
     kinds = []
-    for (command, name, perms), members in groups.items():
+    for (_, name, perms), members in groups.items():
+        command = members[0].region.command
         members.sort(key=lambda advised: advised.region.start - advised.region.end)
         kind: RegionKind | None = None
         for advised in members:
@@ -76,7 +78,7 @@ def render_snippet(advice: Advice, language: str) -> str:
     for kind in kinds:
         if kind.is_buffer:
             lines += [
-                f"{mark} {kind.command}: {_about(kind)}; buffer: where it begins",
+                f"{mark} {render_name(kind.command)}: {_about(kind)}; buffer: where it begins",
                 _CALLS[language].format(size=kind.size_bytes),
             ]
     if whole:
@@ -84,7 +86,8 @@ def render_snippet(advice: Advice, language: str) -> str:
             f"{mark} No buffer of the program's own, so for all of the process (Linux 6.4):"
         )
         lines += [
-            f"{mark}   {kind.command}: {kind.name} {kind.perms}, {_about(kind)}" for kind in whole
+            f"{mark}   {render_name(f'{kind.command}: {kind.name}')} {kind.perms}, {_about(kind)}"
+            for kind in whole
         ]
         lines.append(_WHOLE[language])
     return "\n".join(lines) + "\n"

@@ -93,6 +93,8 @@ def find_targets(
         NotSupportedError, NotPermittedError: cgroups can't be looked into.
     """
     notes: list[str] = []
+    if "" in words:  # an empty variable of a script
+        raise CommandError("a target is empty", hint=hint)
     wanted = [int(word) for word in words if _is_number(word)] + list(pids)
     paths = [Path(word) for word in words if not _is_number(word)] + [Path(file) for file in files]
     roots = list(trees)

@@ -5,29 +5,32 @@ from __future__ import annotations
 import sys
 
 from pagemerge.insight import Advice, Applied
-from pagemerge.units import pages_to_bytes, render_bytes, render_duration, render_percent
-from pagemerge.views.terminal import make_console, make_table, print_list
+from pagemerge.units import (
+    pages_to_bytes,
+    render_bytes,
+    render_duration,
+    render_name,
+    render_percent,
+)
+from pagemerge.views.terminal import print_list
 
 __all__ = ["print_advice", "print_applied"]
 
 
 def print_advice(advice: Advice) -> None:
     """Print the set of regions, a row each."""
-    console = make_console()
     if not advice.regions:
-        console.print("nothing to merge: no two pages are equal", style="bold")
+        sys.stdout.write("nothing to merge: no two pages are equal\n")
     else:
-        console.print(
+        title = (
             f"{len(advice.regions)} of {len(advice.estimate.regions)} regions give "
             f"{_bytes(advice.saved_pages)} of {_bytes(advice.all_pages)} "
             f"({render_percent(advice.saved_pages, advice.all_pages)}); ksmd would visit "
-            f"{render_percent(advice.rmap_items, advice.all_rmap_items)} of the pages",
-            style="bold",
+            f"{render_percent(advice.rmap_items, advice.all_rmap_items)} of the pages\n"
         )
-        console.print()
         rows = [
             (
-                str(item.region.pid),
+                str(item.region.pid or render_name(item.region.command)),
                 f"{item.region.start:x}-{item.region.end:x}",
                 _bytes(item.region.present_pages),
                 _bytes(item.region.saved_pages + item.region.zero_pages),
@@ -38,9 +41,9 @@ def print_advice(advice: Advice) -> None:
             for item in advice.regions
         ]
         columns = ("pid", "region", "present", "saves", "together", "marked", "mapping")
-        console.print(make_table(columns, rows, left=("region", "mapping")))
+        print_list(title, columns, rows, left=("region", "mapping"), spare=("marked", "together"))
     for note in advice.estimate.notes:
-        sys.stderr.write(f"note: {note}\n")
+        sys.stderr.write(f"note: {render_name(note)}\n")
 
 
 def _bytes(pages: float) -> str:
@@ -85,7 +88,7 @@ def print_applied(applied: Applied, advice: Advice) -> None:
             f"{render_duration(applied.seconds)}\n"
         )
     for note in (*advice.estimate.notes, *applied.notes):
-        sys.stderr.write(f"note: {note}\n")
+        sys.stderr.write(f"note: {render_name(note)}\n")
 
 
 def _off(pages: float | None, predicted: float) -> str:

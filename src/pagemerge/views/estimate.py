@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from pagemerge.insight import EngineCost, Estimate, Matrix
 from pagemerge.units import (
@@ -10,9 +11,13 @@ from pagemerge.units import (
     render_bytes,
     render_count,
     render_duration,
+    render_name,
     render_percent,
 )
-from pagemerge.views.terminal import make_console, make_table
+from pagemerge.views.terminal import make_console, make_table, show
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["print_estimate"]
 
@@ -22,7 +27,6 @@ _MATRIX_MAX = 8  # rows that fit beside each other
 def print_estimate(estimate: Estimate, top: int) -> None:
     """Print the totals, processes, regions, pairs and contents."""
     console = make_console()
-    saved = estimate.pages_sharing + estimate.ksm_zero_pages
     console.print(
         f"merging would save {_pages(estimate.frames_saved)} of {_pages(estimate.present_pages)} "
         f"({render_percent(estimate.frames_saved, estimate.present_pages)}); "
@@ -30,11 +34,10 @@ def print_estimate(estimate: Estimate, top: int) -> None:
         style="bold",
     )
     console.print()
-    console.print(
-        make_table(("", "pages", "", "meaning"), _totals(estimate, saved), left=("", "meaning"))
-    )
+    totals = make_table(("", "pages", "", "meaning"), _totals(estimate), left=("", "meaning"))
+    show(console, totals)
     console.print()
-    console.print(make_table(("price", "", ""), _price(estimate), left=("price", "")))
+    show(console, make_table(("price", "", ""), _price(estimate), left=("price", "")))
     sections = (
         ("process", _processes(estimate, top), ("present", "merging", "zero", "saved", "volatile")),
         ("region", _regions(estimate, top), ("present", "merging", "zero", "saved", "runs")),
@@ -43,20 +46,20 @@ def print_estimate(estimate: Estimate, top: int) -> None:
     for name, rows, columns in sections:
         if rows:
             console.print()
-            console.print(make_table((*columns, name), rows, left=(name, "mapping")))
+            show(console, make_table((*columns, name), rows, left=(name, "mapping")))
     for matrix in estimate.matrices:
         if 2 <= len(matrix.labels) <= _MATRIX_MAX:
             console.print()
-            console.print(_matrix(matrix))
+            show(console, _matrix(matrix))
     for note in estimate.notes:
-        sys.stderr.write(f"note: {note}\n")
+        sys.stderr.write(f"note: {render_name(note)}\n")
 
 
 def _pages(pages: float) -> str:
     return render_bytes(pages_to_bytes(round(pages)))
 
 
-def _totals(e: Estimate, saved: int) -> list[tuple[str, str, str, str]]:
+def _totals(e: Estimate) -> list[tuple[str, str, str, str]]:
     other = e.without_zero_pages if e.use_zero_pages else e.with_zero_pages
     rows = [
         ("pages_shared", e.pages_shared, "pages kept"),
@@ -92,7 +95,6 @@ def _totals(e: Estimate, saved: int) -> list[tuple[str, str, str, str]]:
             "sharing and zero pages, profit, with the other setting",
         )
     )
-    del saved
     return shown
 
 
@@ -165,7 +167,7 @@ def _regions(estimate: Estimate, top: int) -> list[tuple[str, ...]]:
             _pages(r.merging_pages),
             _pages(r.zero_pages),
             _pages(r.saved_pages),
-            render_count(r.runs),
+            "-" if estimate.engine is None else render_count(r.runs),
             f"{r.pid or r.command} {r.start:x}-{r.end:x} {r.perms} {r.name or '[anon]'}",
         )
         for r in rows[:top]
@@ -187,7 +189,7 @@ def _contents(estimate: Estimate, top: int) -> list[tuple[str, ...]]:
     ]
 
 
-def _matrix(matrix: Matrix) -> object:
+def _matrix(matrix: Matrix) -> Table:
     columns = (f"shared by {matrix.by}", *(f"{i + 1}" for i in range(len(matrix.labels))))
     rows = [
         (f"{i + 1} {label}", *(_pages(cell) if cell else "-" for cell in row))

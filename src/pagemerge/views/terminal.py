@@ -36,7 +36,7 @@ def make_console(file: TextIO | None = None) -> Console:
 def make_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: Iterable[str] = ()
 ) -> Table:
-    """Make a table; columns are right-aligned but those named in `left`."""
+    """Make a table; columns are right-aligned but those named in `left`, which may hold names."""
     from rich.table import Table
     from rich.text import Text
 
@@ -57,7 +57,12 @@ def make_table(
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(
+            *(
+                Text(render_name(cell) if column in lefts else cell)
+                for column, cell in zip(columns, row, strict=True)
+            )
+        )
     return table
 
 

@@ -38,6 +38,8 @@ def test_an_empty_file_a_folder_and_none_are_refused(tmp_path: Path) -> None:
     ("magic", "what"),
     [
         (b"LibvirtQemudSave", "libvirt's save format"),
+        (b"LibvirtQemudPart", "not finished"),
+        (b"EMiL", "LiME"),
         (b"KDUMP   ", "kdump's compressed format"),
         (b"QFI\xfb", "qcow2"),
         (b"\x28\xb5\x2f\xfd", "zstd"),
@@ -49,6 +51,24 @@ def test_other_formats_are_named_with_a_way_out(tmp_path: Path, magic: bytes, wh
     with pytest.raises(FormatError, match=what) as caught:
         read_dump_regions(path)
     assert caught.value.hint
+
+
+def test_text_of_a_whole_number_of_pages_is_no_image(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"some words\n" * PAGE)
+    with pytest.raises(FormatError, match="is text"):
+        read_dump_regions(path)
+    path.write_bytes(b"some words\n" * PAGE + bytes(PAGE))  # memory may begin with text
+    assert len(read_dump_regions(path)) == 1
+
+
+def test_zeros_of_a_dump_are_said_to_be_none_to_save(tmp_path: Path) -> None:
+    with_zeros, without = (
+        estimate(find_targets([str(write_image(tmp_path / name, numbers))]))
+        for name, numbers in (("with", [1, 0, 0]), ("without", [1, 2, 3]))
+    )
+    assert any("8.00 KiB of it are zero" in note for note in with_zeros.notes)
+    assert without.notes == ()
 
 
 def test_a_core_has_its_segments_by_address_with_their_names(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pagemerge.errors import CommandError
 from pagemerge.insight import EstimateOptions, advise, estimate, find_targets, render_snippet
 from pagemerge.insight.model import ksm_counts, ksmd_cost
 from pagemerge.insight.report_html import render_report
-from tests.support.images import PAGE, write_image
+from tests.support.images import PAGE, write_core, write_image
 
 
 @pytest.mark.parametrize(
@@ -176,9 +176,9 @@ def test_a_content_of_a_third_of_all_pages_is_counted_not_sampled(tmp_path: Path
 
 def test_what_a_sample_cannot_tell_is_said(tmp_path: Path) -> None:
     image = write_image(tmp_path / "image", [1, 1, 2])
-    assert any(
-        "runs" in n for n in estimate(find_targets([str(image)]), EstimateOptions(sample=2)).notes
-    )
+    result = estimate(find_targets([str(image)]), EstimateOptions(sample=2))
+    assert any("runs" in note for note in result.notes)
+    assert [(region.runs, region.vmas) for region in result.regions] == [(0, 0)]
 
 
 def test_json_has_the_kernels_names_at_its_top(tmp_path: Path) -> None:
@@ -194,7 +194,9 @@ def test_columns_are_arrays_by_name(tmp_path: Path) -> None:
     result = estimate(find_targets(files=[write_image(tmp_path / "image", [1, 1, 2])]))
     columns = result.columns("regions")
     assert columns["present_pages"].tolist() == [3]
-    assert columns["present_pages"].dtype == np.uint64
+    assert columns["present_pages"].dtype == np.int64
+    assert columns["start"].dtype == np.uint64
+    assert (columns["merging_pages"] - columns["present_pages"]).tolist() == [-1]
     assert columns["saved_pages"].dtype == np.float64
     with pytest.raises(ValueError, match="no table"):
         result.columns("nothing")
@@ -219,6 +221,28 @@ def test_the_report_names_each_file_at_its_regions(tmp_path: Path) -> None:
     for path in paths:
         assert f">{path.name} [image]<" in page  # on a tile
         assert page.count(f'<td class="l w">{path.name}</td>') == 2  # as target, and at its region
+
+
+def test_the_report_shows_also_what_many_small_regions_save(tmp_path: Path) -> None:
+    paths = [write_image(tmp_path / f"{i}", [0, 10, 20 + i // 2]) for i in range(300)]
+    page = render_report(estimate(find_targets(files=paths)))
+    assert ">180 further mappings<" in page
+
+
+def test_the_report_leaves_out_mappings_that_share_nothing(tmp_path: Path) -> None:
+    cores = [
+        write_core(
+            tmp_path / f"core{i}",
+            [(0x10000, [1, 2]), (0x90000, [10 + i])],
+            names={0x10000: "/lib/both.so", 0x90000: "/lib/alone.so"},
+        )
+        for i in range(2)
+    ]
+    page = render_report(estimate(find_targets(files=cores)))
+    _, _, shared = page.partition("Which mappings have pages in common")
+    shared, _, _ = shared.partition("</section>")
+    assert "/lib/both.so" in shared
+    assert "/lib/alone.so" not in shared
 
 
 def test_advice_drops_what_saves_little_and_keeps_twins_together(tmp_path: Path) -> None:
@@ -277,4 +301,5 @@ def test_columns_of_nothing_keep_their_types(tmp_path: Path) -> None:
         "top"
     )
     assert all(len(values) == 0 for values in empty.values())
-    assert empty["pages"].dtype == np.uint64
+    assert empty["hash"].dtype == np.uint64
+    assert empty["pages"].dtype == np.int64
