@@ -24,7 +24,9 @@ struct look {
 	const struct pm_region *region;
 	uint64_t budget;
 	uint64_t scanned;
+	bool anonymous; /* nothing but anonymous memory is mapped where it looks */
 	uint64_t protect_start, protect_end; /* to be write-protected in one call */
+	bool protect_anonymous;
 };
 
 static bool due(uint8_t byte)
@@ -60,15 +62,19 @@ static bool visit(struct look *look, struct pm_chunk *chunk, uint32_t i)
 static void protect_flush(struct look *look)
 {
 	if (look->protect_end > look->protect_start)
-		pm_track_protect(&look->mm->track, false, look->protect_start, look->protect_end);
+		pm_track_protect(&look->mm->track, look->protect_anonymous ? PM_PROTECT_ANONYMOUS : PM_PROTECT_PRIVATE, look->protect_start,
+				 look->protect_end);
 	look->protect_start = look->protect_end = 0;
 }
 
 /* The call picks the written private pages of its range by itself, so that one does for many pages with others between. */
 static void protect(struct look *look, uint64_t address)
 {
-	if (!look->protect_end)
+	if (!look->protect_end) {
 		look->protect_start = address;
+		look->protect_anonymous = true;
+	}
+	look->protect_anonymous = look->protect_anonymous && look->anonymous;
 	look->protect_end = address + PM_PAGE_SIZE;
 }
 
@@ -332,7 +338,7 @@ static uint64_t look_span(struct look *look, struct pm_chunk *chunk, uint64_t st
 
 	/* A merged page needs no protection, but one without would be listed among the written ones. */
 	if (present && merged && is & PM_IS_WRITTEN && is & PM_IS_WPALLOWED && !(is & PM_IS_HUGE) && look->mm->whole)
-		pm_track_protect(&look->mm->track, true, start, end);
+		pm_track_protect(&look->mm->track, PM_PROTECT_POOL, start, end);
 	while (i < stop) {
 		uint32_t n = 0;
 
@@ -542,6 +548,28 @@ static bool written_only(const struct pm_mm *mm, const struct pm_region *region,
 	return plain;
 }
 
+/*
+ * Whether only anonymous memory is mapped at `start`, and in *end how far that goes: where no mapping of a pool is known, and no page has been merged since the maps
+ * were read.
+ */
+static bool anonymous_only(const struct pm_mm *mm, uint64_t start, uint64_t *end)
+{
+	size_t p = pm_mm_part_at(mm, start);
+	uint64_t to = *end;
+
+	if (mm->foreign)
+		return false;
+	if (p < mm->nparts && mm->parts[p].start < to)
+		to = mm->parts[p].start;
+	for (size_t c = pm_mm_chunk_at(mm, start); c < mm->nchunks && mm->chunks[c]->base < to; c++)
+		if (mm->chunks[c]->used != mm->chunks[c]->looked)
+			to = mm->chunks[c]->base;
+	if (to <= start)
+		return false;
+	*end = to;
+	return true;
+}
+
 static int step(struct look *look, const struct pm_region *region)
 {
 	struct pm_mm *mm = look->mm;
@@ -555,7 +583,8 @@ static int step(struct look *look, const struct pm_region *region)
 	/* No further than the budget can reach, or every small batch would walk all of the page tables. */
 	if (quiet && left < (end - start) >> PM_PAGE_SHIFT)
 		end = start + (left << PM_PAGE_SHIFT);
-	n = pm_track_query(&mm->track, quiet ? PM_QUERY_WRITTEN : PM_QUERY_ALL, start, end, left, scanner->spans, PM_SPANS,
+	look->anonymous = !quiet && region->tracked && anonymous_only(mm, start, &end);
+	n = pm_track_query(&mm->track, quiet ? PM_QUERY_WRITTEN : look->anonymous ? PM_QUERY_ANONYMOUS : PM_QUERY_ALL, start, end, left, scanner->spans, PM_SPANS,
 			   &walked);
 	if (n < 0)
 		return n;

@@ -507,15 +507,12 @@ static uint32_t within(const struct pm_chunk *chunk, uint64_t start, uint64_t en
 /* Copies of gap pages are new pages: what was known of their writes is lost. */
 static void gap_copied(struct pm_scanner *scanner, struct pm_mm *mm, const struct pm_run *run)
 {
-	struct pm_chunk *chunk = pm_mm_chunk(mm, run->addr);
+	struct pm_chunk *chunk = pm_mm_chunk(mm, run->addr); /* a group is of one chunk */
+	uint32_t stop = 0, i = chunk ? within(chunk, run->addr, run->addr + ((uint64_t)run->npages << PM_PAGE_SHIFT), &stop) : 0;
 
-	for (uint32_t i = 0; chunk && i < chunk->n; i++) {
-		uint64_t address = pm_chunk_address(chunk, i);
-
-		if (address >= run->addr && address < run->addr + ((uint64_t)run->npages << PM_PAGE_SHIFT) &&
-		    pm_page_state(chunk, i) == PM_UNSHARED)
+	for (; i < stop; i++)
+		if (pm_page_state(chunk, i) == PM_UNSHARED)
 			pm_page_detach(scanner, chunk, i, PM_LOOKED);
-	}
 	scanner->counts.gap_pages += run->npages;
 }
 

@@ -160,7 +160,7 @@ int pm_track_query(struct pm_track *track, enum pm_query query, uint64_t start, 
 		.vec_len = cap,
 		.max_pages = max_pages,
 		.category_anyof_mask = PM_IS_PRESENT | PM_IS_SWAPPED,
-		.return_mask = RETURN_MASK,
+		.return_mask = query == PM_QUERY_ANONYMOUS ? RETURN_MASK & ~PM_IS_FILE : RETURN_MASK,
 	};
 	int n;
 
@@ -175,8 +175,9 @@ int pm_track_query(struct pm_track *track, enum pm_query query, uint64_t start, 
 	return n;
 }
 
-int pm_track_protect(struct pm_track *track, bool pool, uint64_t start, uint64_t end)
+int pm_track_protect(struct pm_track *track, enum pm_protect what, uint64_t start, uint64_t end)
 {
+	const uint64_t file = what == PM_PROTECT_ANONYMOUS ? 0 : PM_IS_FILE;
 	struct pm_page_region done[512];
 	struct pm_scan_arg arg = {
 		.flags = PM_SCAN_WP_MATCHING_,
@@ -184,8 +185,8 @@ int pm_track_protect(struct pm_track *track, bool pool, uint64_t start, uint64_t
 		/* Without a place for its answer the call would protect everything, and fill holes with markers. */
 		.vec = (uintptr_t)done,
 		.vec_len = sizeof(done) / sizeof(done[0]),
-		.category_mask = PM_IS_WPALLOWED | PM_IS_WRITTEN | PM_IS_PRESENT | PM_IS_FILE | PM_IS_PFNZERO | PM_IS_HUGE,
-		.category_inverted = (pool ? 0 : PM_IS_FILE) | PM_IS_PFNZERO | PM_IS_HUGE,
+		.category_mask = PM_IS_WPALLOWED | PM_IS_WRITTEN | PM_IS_PRESENT | PM_IS_PFNZERO | PM_IS_HUGE | file,
+		.category_inverted = PM_IS_PFNZERO | PM_IS_HUGE | (what == PM_PROTECT_POOL ? 0 : file),
 		.return_mask = PM_IS_WRITTEN,
 	};
 
