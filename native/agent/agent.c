@@ -12,6 +12,7 @@
 #include "link.h"
 #include "lock.h"
 #include "marks.h"
+#include "refusal.h"
 
 void pm_hooks_install(void); /* hooks.c */
 
@@ -53,6 +54,7 @@ static void after_fork_child(void)
 	pm_gate_reset();
 	pm_table_forked();
 	pm_uffd_forked();
+	pm_mounts_forked();
 	pm_locks_forked_child();
 	pm_link_forked();
 }

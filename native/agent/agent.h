@@ -91,6 +91,15 @@ static inline int pm_madvise(void *at, size_t length, int advice)
 	return (int)syscall(SYS_madvise, at, length, advice);
 }
 
+/*
+ * Wait for those who have found a page writable and are about to write to it under the kernel's lock of our mappings (ptrace(2), /proc/PID/mem): whoever
+ * has that lock for himself has none of them beside him.  brk(2) takes it, and does nothing else when it is asked for nothing.
+ */
+static inline void pm_writers_pass(void)
+{
+	syscall(SYS_brk, 0);
+}
+
 /* Put the mapping `from` in the place of what is at `to`: 0, or -1 and errno. */
 static inline int pm_move(void *from, size_t length, void *to)
 {

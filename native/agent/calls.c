@@ -78,7 +78,9 @@ static void break_sharing(void *argument)
 				return;
 			}
 		}
-		task->result = pm_make_anonymous(from, to, true, NULL);
+		task->result = pm_make_anonymous(from, to);
+		if (task->result == -EBUSY) /* shared no more, which is all that is asked for */
+			task->result = 0;
 		if (task->result)
 			return;
 	}
@@ -88,7 +90,7 @@ static void make_anonymous(void *argument)
 {
 	struct task *task = argument;
 
-	task->result = pm_make_anonymous(task->start, task->end, true, NULL);
+	task->result = pm_make_anonymous(task->start, task->end);
 }
 
 /* Mark what there is of private memory in the range; -ENOMEM when there are holes in it. */
@@ -288,7 +290,7 @@ PM_API void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
 	uint64_t start = (uintptr_t)old, end = start + pm_page_up(old_size ? old_size : 1);
 	void *target = NULL;
 	va_list more;
-	bool locked;
+	bool locked, held = false;
 
 	if (flags & (MREMAP_FIXED | 4 /* MREMAP_DONTUNMAP */)) {
 		va_start(more, flags);
@@ -302,7 +304,8 @@ PM_API void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
 		pm_replace_lock();
 		long error = in_agent(make_anonymous, start, end, 0); /* grown, a mapping of the pool would show what comes next there */
 
-		if (error) {
+		held = error == -EBUSY;
+		if (error && error != -EBUSY) {
 			leave(locked);
 			errno = (int)-error;
 			return MAP_FAILED;
@@ -310,7 +313,17 @@ PM_API void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
 	}
 	bool seen = pm_marks_seen(start, end);
 	uint32_t kind = pm_marks_any() ? pm_marks_kind(start) : 0;
-	void *moved = (void *)syscall(SYS_mremap, old, old_size, new_size, flags, target);
+	struct pm_remap remap = { start, end, pm_page_up(new_size), (uintptr_t)target, flags, held, 0 };
+	void *moved;
+
+	if (locked && old_size && new_size && start % PM_PAGE_SIZE == 0) {
+		pm_errand(pm_remap, &remap);
+		moved = remap.result < 0 ? MAP_FAILED : (void *)remap.result;
+		if (remap.result < 0)
+			errno = (int)-remap.result;
+	} else {
+		moved = (void *)syscall(SYS_mremap, old, old_size, new_size, flags, target);
+	}
 
 	if (moved != MAP_FAILED) {
 		uint64_t to = (uintptr_t)moved, to_end = to + pm_page_up(new_size);

@@ -12,4 +12,13 @@ long pm_calls_seal(uint64_t start, uint64_t end, bool on);
 void pm_calls_exclude(uint64_t start, uint64_t end);
 void pm_calls_note_merged(uint64_t start, uint64_t end);
 
+/* remap.c: mremap(2) of [start, end), which may be several mappings, in the agent's thread */
+struct pm_remap {
+	uint64_t start, end, size, target; /* the size is of whole pages */
+	int flags;
+	bool pool;   /* some of it is mapped from the pool */
+	long result; /* where it is now, or -errno */
+};
+void pm_remap(void *argument);
+
 #endif

@@ -7,6 +7,7 @@
 #include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
+#include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/msg.h>
@@ -44,7 +45,7 @@ void pm_hooks_install(void)
 		HOOK(sigtimedwait), HOOK(sigwaitinfo),	  HOOK(sleep),	     HOOK(usleep),
 		HOOK(mlockall),	   HOOK(munlockall),	  HOOK(pkey_mprotect), HOOK(mbind),      HOOK(clone),
 		HOOK(accept4),	   HOOK(connect),	  HOOK(fcntl),	     HOOK(fcntl64),    HOOK(open),
-		HOOK(open64),	   HOOK(openat),	  HOOK(openat64),    HOOK(process_vm_readv), HOOK(process_vm_writev), HOOK(recvmmsg),
+		HOOK(fopen),	   HOOK(fopen64),	  HOOK(open64),	   HOOK(openat),	  HOOK(openat64),    HOOK(process_vm_readv), HOOK(process_vm_writev), HOOK(recvmmsg),
 		HOOK(sendmmsg),	   HOOK(sendmsg),	  HOOK(sendto),
 #if __GLIBC_PREREQ(2, 35)
 		HOOK(epoll_pwait2),

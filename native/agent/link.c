@@ -373,7 +373,7 @@ static const struct pm_header *carry_out(size_t length, const int *fds, uint32_t
 	const void *body = buffers->in + sizeof(*header);
 	struct pm_outcome *out = &buffers->out;
 	struct pm_finding finding;
-	bool changes = header->type == PM_MERGE || header->type == PM_GIVE || header->type == PM_ZERO;
+	bool changes = header->type == PM_MERGE || header->type == PM_GIVE || header->type == PM_ZERO || header->type == PM_UNMERGE;
 
 	if (pm_message_check(buffers->in, length, false, &reason)) {
 		hang_up(); /* not the daemon's language */
@@ -408,9 +408,12 @@ static const struct pm_header *carry_out(size_t length, const int *fds, uint32_t
 	}
 	if (changes)
 		pm_refusal_find(&finding, private_table ? NULL : fds, private_table ? 0 : nfds);
-	if (changes && finding.refusal[0]) {
-		out->result.error = -EBUSY;
+	if (changes && finding.refusal[0])
 		refusal_changed = strcmp(told_refusal, finding.refusal) != 0;
+	if (header->type == PM_UNMERGE) {
+		pm_unmerge(body, header->count, finding.refusal[0] != 0, out);
+	} else if (changes && finding.refusal[0]) {
+		out->result.error = -EBUSY;
 	} else if (header->type == PM_MERGE || header->type == PM_GIVE) {
 		struct pm_request request = {
 			.runs = body, .count = header->count, .fds = fds, .nfds = nfds,
@@ -428,8 +431,6 @@ static const struct pm_header *carry_out(size_t length, const int *fds, uint32_t
 			out->result.error = -EBADF;
 		else
 			pm_merge(&request, out);
-	} else if (header->type == PM_UNMERGE) {
-		pm_unmerge(body, header->count, out);
 	} else if (header->type == PM_ZERO) {
 		pm_zero(body, header->count, out);
 	}

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Calls by which pages come to be written without a fault: files are opened for O_DIRECT, devices that hold pages while a call lasts, and the process writes to
- * itself by process_vm_writev(2).  What is open already the agent finds in /proc; this is for what comes about while a request is carried out.
+ * Calls by which pages come to be written without a fault: files are opened for O_DIRECT, files and devices that hold pages while a call lasts, and the process writes to
+ * itself, or others, by process_vm_writev(2).  What is open already the agent finds in /proc; this is for what comes about while a request is carried out.
  */
 #undef _FILE_OFFSET_BITS /* open and open64 are both defined here, each under its own name */
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/uio.h>
 
@@ -37,6 +38,24 @@ static void note(const char *path, int flags)
 {
 	if (flags & O_DIRECT || (path && strncmp(path, "/dev/", 5) == 0 && !pm_refusal_harmless(path)))
 		pm_opens_received();
+}
+
+static atomic_bool watching;
+
+void pm_opens_watch(bool on)
+{
+	atomic_store(&watching, on);
+}
+
+/* And after it, of what may hold pages though it is not opened for O_DIRECT: nothing has been read from it yet. */
+static int opened(int fd)
+{
+	int error = errno;
+
+	if (fd >= 0 && atomic_load(&watching) && !pm_agent_is_me() && !pm_file_copies(fd))
+		pm_opens_received();
+	errno = error;
+	return fd;
 }
 
 static mode_t take_mode(int flags, va_list more)
@@ -74,12 +93,12 @@ __attribute__((constructor)) static void find_all(void)
 
 static int open_it(int (*function)(const char *, int, ...), const char *path, int flags, mode_t mode)
 {
-	return function ? function(path, flags, mode) : (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+	return opened(function ? function(path, flags, mode) : (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode));
 }
 
 static int open_it_at(int (*function)(int, const char *, int, ...), int dir, const char *path, int flags, mode_t mode)
 {
-	return function ? function(dir, path, flags, mode) : (int)syscall(SYS_openat, dir, path, flags, mode);
+	return opened(function ? function(dir, path, flags, mode) : (int)syscall(SYS_openat, dir, path, flags, mode));
 }
 
 PM_API int open(const char *path, int flags, ...)
@@ -129,6 +148,26 @@ PM_API int __openat64_2(int dir, const char *path, int flags)
 {
 	note(path, flags);
 	return open_it_at(libc.openat64, dir, path, flags, 0);
+}
+
+PM_API FILE *fopen(const char *path, const char *how)
+{
+	REAL(fopen);
+	FILE *file = real(path, how);
+
+	if (file)
+		opened(fileno(file));
+	return file;
+}
+
+PM_API FILE *fopen64(const char *path, const char *how)
+{
+	REAL(fopen64);
+	FILE *file = real(path, how);
+
+	if (file)
+		opened(fileno(file));
+	return file;
 }
 
 static int control(int (*function)(int, int, ...), int fd, int command, va_list more)
@@ -183,8 +222,10 @@ PM_API ssize_t process_vm_writev(pid_t pid, const struct iovec *from, unsigned l
 
 	REAL(process_vm_writev);
 	atomic_store_explicit(&exchanges, true, memory_order_relaxed);
-	if (pid != getpid())
+	if (pid != getpid()) {
+		pm_refuse(PM_REFUSE_EXCHANGE, true);
 		return real(pid, from, nfrom, to, nto, flags);
+	}
 	pm_gate_enter(0, UINT64_MAX);
 	atomic_fetch_add(&writes, 1);
 	n = real(pid, from, nfrom, to, nto, flags);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 
 static _Atomic uint32_t refused_for; /* enum pm_refusal */
 
@@ -50,11 +51,12 @@ void pm_refuse(uint32_t why, bool on)
 		atomic_fetch_and(&refused_for, ~why);
 }
 
-/* How the program opened a descriptor (fcntl(2) knows only our own): 0 when it is closed by now. */
-static unsigned int read_flags(const struct search *search, const char *name)
+/* Whether reads from a file of the program's may hold pages (fcntl(2) knows only our own). */
+static bool is_direct(const struct search *search, const char *name)
 {
 	char path[80], text[128];
-	const char *flags;
+	const char *flags, *mount;
+	unsigned long how;
 	ssize_t n;
 	int fd;
 
@@ -65,7 +67,24 @@ static unsigned int read_flags(const struct search *search, const char *name)
 		close(fd);
 	text[n < 0 ? 0 : n] = 0;
 	flags = strstr(text, "flags:");
-	return flags ? (unsigned int)strtoul(flags + 6, NULL, 8) : 0;
+	mount = strstr(text, "mnt_id:");
+	if (!flags || !mount) /* closed by now */
+		return false;
+	how = strtoul(flags + 6, NULL, 8);
+	return how & O_DIRECT || ((how & O_ACCMODE) != O_WRONLY && !pm_mount_copies((uint32_t)strtoul(mount + 7, NULL, 10)));
+}
+
+/* Sockets whose memory a device writes to, or whose calls hold pages: by the name of their protocol. */
+static void see_socket(struct search *search, const char *path)
+{
+	char protocol[32] = "";
+
+	if (getxattr(path, "system.sockprotoname", protocol, sizeof(protocol) - 1) < 0)
+		return;
+	if (strcmp(protocol, "XDP") == 0)
+		snprintf(search->finding->refusal, PM_DOMAIN_MAX, "xdp");
+	else if (strcmp(protocol, "ALG") == 0)
+		search->finding->direct = true;
 }
 
 bool pm_refusal_harmless(const char *target)
@@ -98,10 +117,11 @@ static int see_descriptor(const char *name, void *context)
 			snprintf(search->finding->refusal, PM_DOMAIN_MAX, "%s", refused[i].name);
 			return 1;
 		}
-	if (target[0] == '/' && !search->finding->direct)
-		search->finding->direct = strncmp(target, "/dev/", 5) == 0 ? !pm_refusal_harmless(target) :
-									     (read_flags(search, name) & O_DIRECT) != 0;
-	return 0;
+	if (strncmp(target, "socket:", 7) == 0)
+		see_socket(search, path);
+	else if (target[0] == '/' && strncmp(target, "/memfd:", 7) != 0 && !search->finding->direct)
+		search->finding->direct = strncmp(target, "/dev/", 5) == 0 ? !pm_refusal_harmless(target) : is_direct(search, name);
+	return search->finding->refusal[0] != 0;
 }
 
 /* How many the program has: the size of the list since Linux 6.2, before that always 0. */
@@ -112,11 +132,17 @@ static off_t count_descriptors(void)
 	return watched < 0 || fstat(watched, &status) ? 0 : status.st_size;
 }
 
-void pm_refusal_forget(void)
+static void unwatch(void)
 {
 	if (watched >= 0)
 		close(watched);
 	watched = -1;
+}
+
+void pm_refusal_forget(void)
+{
+	unwatch();
+	pm_opens_watch(false);
 }
 
 bool pm_refusal_stale(void)
@@ -134,13 +160,28 @@ static void look_through(struct search *search)
 	if (dir < 0)
 		return;
 	if (pm_table_is_own()) {
-		pm_refusal_forget();
+		unwatch();
 		watched = dir;
 		descriptors = count_descriptors();
 	}
 	pm_dir_each(dir, see_descriptor, search);
 	if (watched < 0)
 		close(dir);
+}
+
+/* Whether the kernel counts pages of this process as pinned: of a ring without a descriptor, say, or a device that is not in the list. */
+static bool has_pinned(void)
+{
+	char text[2048];
+	int fd = open("/proc/thread-self/status", O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+	const char *line;
+
+	if (fd >= 0)
+		close(fd);
+	text[n < 0 ? 0 : n] = 0;
+	line = strstr(text, "VmPin:");
+	return line && strtoul(line + 6, NULL, 10) > 0;
 }
 
 static int look_at_thread(const char *name, void *context)
@@ -161,7 +202,9 @@ void pm_refusal_find(struct pm_finding *finding, const int *own, uint32_t count)
 	const char *async;
 
 	memset(finding, 0, sizeof(*finding));
+	pm_opens_watch(true);
 	opens = pm_opens_direct(); /* before the look, so that none falls between */
+	pm_mounts_begin();
 	finding->vmas = pm_vma_count(&async);
 	look_through(&search);
 	if (!search.seen) { /* the first thread has ended, and its table with it */
@@ -175,5 +218,8 @@ void pm_refusal_find(struct pm_finding *finding, const int *own, uint32_t count)
 	if (async)
 		snprintf(finding->refusal, PM_DOMAIN_MAX, "%s", async);
 	if (called)
-		snprintf(finding->refusal, PM_DOMAIN_MAX, "%s", called & PM_REFUSE_LOCKED ? "mlockall" : "clone-vm");
+		snprintf(finding->refusal, PM_DOMAIN_MAX, "%s",
+			 called & PM_REFUSE_LOCKED ? "mlockall" : called & PM_REFUSE_CLONE ? "clone-vm" : "process_vm");
+	if (!finding->refusal[0] && has_pinned())
+		snprintf(finding->refusal, PM_DOMAIN_MAX, "pinned");
 }

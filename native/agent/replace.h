@@ -46,9 +46,10 @@ int pm_stop_threads(unsigned int timeout_usecs);
 int pm_stop_to_commit(void);
 
 void pm_merge(const struct pm_request *request, struct pm_outcome *outcome);
-void pm_unmerge(const struct pm_range *ranges, uint32_t count, struct pm_outcome *outcome);
+/* `held`: somebody else has taken hold of pages, which must stay where they are. */
+void pm_unmerge(const struct pm_range *ranges, uint32_t count, bool held, struct pm_outcome *outcome);
 void pm_zero(const struct pm_range *ranges, uint32_t count, struct pm_outcome *outcome);
-/* Pool mappings in [start, end) become anonymous memory: with their content, or zeros.  outcome may be NULL. */
-int pm_make_anonymous(uint64_t start, uint64_t end, bool keep, struct pm_outcome *outcome);
+/* Pool mappings in [start, end) become anonymous memory with their content; -EBUSY: only the pages have become the process's own, as others hold some of them. */
+int pm_make_anonymous(uint64_t start, uint64_t end);
 
 #endif

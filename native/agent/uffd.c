@@ -77,6 +77,8 @@ int pm_uffd_protect(int fd, uint64_t start, uint64_t end, int tracker)
 		error = -errno;
 	if (!error && ioctl(fd, UFFDIO_WRITEPROTECT, &protect))
 		error = -errno;
+	if (!error)
+		pm_writers_pass();
 	if (error)
 		pm_uffd_release(fd, start, end);
 	return error;

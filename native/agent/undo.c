@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The way back: pages of the pool become anonymous memory again.  And pages that are all zero are dropped. */
 #include "group.h"
+#include "refusal.h"
 
 #include <errno.h>
 #include <string.h>
@@ -9,16 +10,12 @@
 enum { STOP_MOST_USECS = 1000000 };
 
 /* Put an anonymous copy in the place of [start, end), which lies in one mapping. The threads are stopped. */
-static uint32_t put_anonymous(uint64_t start, uint64_t end, int prot, bool keep)
+static uint32_t put_anonymous(uint64_t start, uint64_t end, int prot)
 {
 	size_t length = end - start;
 	void *at = (void *)(uintptr_t)start;
 	char *copy;
 
-	if (!keep)
-		return pm_mmap(at, length, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED ?
-			       PM_FAIL_SYSTEM :
-			       0;
 	copy = pm_mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (copy == MAP_FAILED)
 		return PM_FAIL_SYSTEM;
@@ -48,8 +45,54 @@ static int stop_threads_surely(void)
 	return error;
 }
 
-/* Make the pool mappings of [start, end) anonymous again, their content kept or dropped; a stop for every 512 pages. */
-int pm_make_anonymous(uint64_t start, uint64_t end, bool keep, struct pm_outcome *outcome)
+/*
+ * Somebody else has taken hold of pages, and writes to them later, where they are: a copy would not get what is written.  So each page of the pool mappings becomes the process's own, and
+ * the mappings stay what they are.
+ */
+static int make_own(uint64_t start, uint64_t end, struct pm_outcome *outcome)
+{
+	int result = 0;
+	struct pm_vma vma;
+
+	for (; start < end && pm_vma_find(start, &vma) == 0 && vma.start < end; start = vma.end) {
+		uint64_t from = vma.start > start ? vma.start : start, to = vma.end < end ? vma.end : end;
+		void *at = (void *)(uintptr_t)from;
+		bool read_only = !(vma.prot & PROT_WRITE);
+
+		if (!vma.pool)
+			continue;
+		if ((read_only && pm_mprotect(at, to - from, PROT_READ | PROT_WRITE)) || pm_madvise(at, to - from, MADV_POPULATE_WRITE)) {
+			result = -errno;
+			if (outcome)
+				pm_fail(outcome, from, (uint32_t)((to - from) >> PM_PAGE_SHIFT), PM_FAIL_SYSTEM);
+		} else if (outcome) {
+			outcome->result.merged += (uint32_t)((to - from) >> PM_PAGE_SHIFT);
+		}
+		if (read_only)
+			pm_mprotect(at, to - from, vma.prot);
+	}
+	return result;
+}
+
+/* Not held, but protected by the program's own userfaultfd, which may keep us from writing there, too. */
+static bool only_protected(const struct pm_finding *finding)
+{
+	return strcmp(finding->refusal, "userfaultfd") == 0;
+}
+
+/* The threads are stopped. */
+static bool has_come_to_be_held(void)
+{
+	struct pm_finding finding;
+
+	if (!pm_refusal_stale())
+		return false;
+	pm_refusal_find(&finding, NULL, 0);
+	return finding.refusal[0] && !only_protected(&finding);
+}
+
+/* Make the pool mappings of [start, end) anonymous again, their content kept; a stop for every 512 pages. */
+static int make_anonymous(uint64_t start, uint64_t end, struct pm_outcome *outcome)
 {
 	int result = 0;
 
@@ -57,6 +100,7 @@ int pm_make_anonymous(uint64_t start, uint64_t end, bool keep, struct pm_outcome
 		struct pm_vma vma;
 		uint64_t stop_at, began = pm_clock_ns(CLOCK_MONOTONIC);
 		uint32_t why = PM_FAIL_BARRIER;
+		bool held = false;
 
 		if (pm_vma_find(start, &vma) || vma.start >= end)
 			break;
@@ -69,11 +113,15 @@ int pm_make_anonymous(uint64_t start, uint64_t end, bool keep, struct pm_outcome
 		if (stop_at - start > pm_bytes(PM_GROUP_PAGES))
 			stop_at = start + pm_bytes(PM_GROUP_PAGES);
 		if (stop_threads_surely() == 0) {
-			why = pm_vma_find(start, &vma) || !vma.pool || vma.start > start || vma.end < stop_at ? PM_FAIL_GONE :
-			      pm_freeze_holds_stack(start, stop_at)                                        ? PM_FAIL_STACK :
-								put_anonymous(start, stop_at, vma.prot, keep);
+			held = has_come_to_be_held();
+			if (!held)
+				why = pm_vma_find(start, &vma) || !vma.pool || vma.start > start || vma.end < stop_at ? PM_FAIL_GONE :
+				      pm_freeze_holds_stack(start, stop_at)                                        ? PM_FAIL_STACK :
+									put_anonymous(start, stop_at, vma.prot);
 			pm_freeze_end();
 		}
+		if (held)
+			return make_own(start, end, outcome) ? -EAGAIN : -EBUSY;
 		if (outcome) {
 			outcome->result.stopped_ns += pm_clock_ns(CLOCK_MONOTONIC) - began;
 			if (why)
@@ -88,10 +136,26 @@ int pm_make_anonymous(uint64_t start, uint64_t end, bool keep, struct pm_outcome
 	return result;
 }
 
-void pm_unmerge(const struct pm_range *ranges, uint32_t count, struct pm_outcome *outcome)
+int pm_make_anonymous(uint64_t start, uint64_t end)
+{
+	struct pm_finding finding;
+	int error;
+
+	pm_refusal_find(&finding, NULL, 0);
+	error = finding.refusal[0] && !make_own(start, end, NULL) ? -EBUSY : -EAGAIN;
+	if (!finding.refusal[0] || (error == -EAGAIN && only_protected(&finding)))
+		error = make_anonymous(start, end, NULL);
+	pm_refusal_forget();
+	return error;
+}
+
+void pm_unmerge(const struct pm_range *ranges, uint32_t count, bool held, struct pm_outcome *outcome)
 {
 	for (uint32_t i = 0; i < count; i++)
-		pm_make_anonymous(ranges[i].start, ranges[i].end, true, outcome);
+		if (held)
+			make_own(ranges[i].start, ranges[i].end, outcome);
+		else
+			make_anonymous(ranges[i].start, ranges[i].end, outcome);
 	outcome->result.barrier |= PM_BARRIER_FREEZE;
 }
 

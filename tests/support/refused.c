@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * refused WHAT PAGES: a program with memory marked as mergeable, alike in all that are started with so many pages, that does what keeps it from being merged when it is
- * told "begin", and undoes it at "end".  WHAT: io_uring, aio, userfaultfd, mlockall, clone-vm, direct, nothing.  It answers each line, with "can't" where the
+ * told "begin", and undoes it at "end".  WHAT: io_uring, aio, userfaultfd, mlockall, clone-vm, process_vm, direct, nothing.  It answers each line, with "can't" where the
  * kernel does not let it.
  */
 #include <fcntl.h>
@@ -57,6 +57,20 @@ static int begin(const char *what)
 			return -1;
 		other = clone(wait_for_end, other_stack + sizeof(other_stack), CLONE_VM | SIGCHLD, NULL);
 		return other < 0;
+	}
+	if (strcmp(what, "process_vm") == 0) { /* to a child, that ends without having looked */
+		struct iovec here = { other_stack, sizeof(other_stack) };
+		char byte;
+		long n;
+
+		if (pipe(pipe_fds))
+			return -1;
+		other = fork();
+		if (other == 0)
+			_exit(close(pipe_fds[1]) || read(pipe_fds[0], &byte, 1));
+		n = process_vm_writev(other, &here, 1, &here, 1, 0);
+		close(pipe_fds[1]);
+		return waitpid(other, NULL, 0) != other || n != (long)sizeof(other_stack);
 	}
 	if (strcmp(what, "direct") == 0)
 		return (fd = open("/proc/self/exe", O_RDONLY | O_DIRECT)) < 0;

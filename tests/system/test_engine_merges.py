@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import random
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -106,6 +108,26 @@ def test_dontneed_on_merged_memory_reads_zeros(
     with holder({}) as plain:
         plain.ask(f"zero {N}")
         assert twins[0].ask("sum") == plain.ask("sum")
+
+
+def test_memory_that_is_several_mappings_by_merging_is_resized_as_one(
+    engine_daemon: EngineDaemon,
+) -> None:
+    pages = 1600  # more than are replaced at a time
+    content = random.Random("seed").randbytes(pages * PAGE)
+    env = agent_env(engine_daemon.runtime)
+    with holder(env) as one, holder(env) as two:
+        for child in (one, two):
+            child.ask(f"fill seed {pages}")
+            child.ask("mark")
+        for page in range(0, pages, 100):
+            two.ask(f"write {page * PAGE} {content[page * PAGE] ^ 1}")
+        engine_daemon.wait_registered(2)
+        merge(engine_daemon)
+        for size in (2 * pages, pages, 4 * pages, 700, pages):
+            one.ask(f"resize {size}")
+            content = content[: size * PAGE].ljust(size * PAGE, b"\0")
+            assert one.ask("sum") == hashlib.sha256(content).hexdigest()
 
 
 def test_unmergeable_gives_private_pages_at_once(
