@@ -9,23 +9,34 @@
 
 #include "census_impl.h"
 
+/* The next pages that follow each other, from `done` on, of a file or through /proc/PID/mem; bytes read, or -errno. */
+static ssize_t read_by_file(const struct pm_space *s, uint64_t file_base, uint8_t *to, const uint64_t *page, unsigned int done,
+			    unsigned int end)
+{
+	unsigned int i = done + 1;
+	ssize_t r;
+
+	while (i < end && page[i] == page[i - 1] + 1)
+		i++;
+	r = pread(s->pid ? s->mem_fd : s->fd, to, (size_t)(i - done) * PM_PAGE_SIZE,
+		  (off_t)((s->pid ? 0 : file_base) + (page[done] << PM_PAGE_SHIFT)));
+	return r < 0 ? -errno : r;
+}
+
 /* The next pages that can be had by one call, from `done` on; bytes read, or -errno. */
 static ssize_t read_run(const struct pm_space *s, uint64_t file_base, uint8_t *buffer, const uint64_t *page, const bool *common,
 			unsigned int done, unsigned int n)
 {
 	uint8_t *to = buffer + (size_t)done * PM_PAGE_SIZE;
-	bool by_file = !s->pid || (common[done] && s->mem_fd >= 0);
 	struct iovec remote[PM_CHUNK], local;
-	unsigned int i, count = 0;
+	unsigned int i = n, count = 0;
 	ssize_t r;
 
-	if (by_file) {
-		for (i = done + 1; i < n && page[i] == page[i - 1] + 1 && (!s->pid || common[i]); i++)
+	if (s->pid && common[done])
+		for (i = done + 1; i < n && common[i]; i++)
 			;
-		r = pread(s->pid ? s->mem_fd : s->fd, to, (size_t)(i - done) * PM_PAGE_SIZE,
-			  (off_t)((s->pid ? 0 : file_base) + (page[done] << PM_PAGE_SHIFT)));
-		return r < 0 ? -errno : r;
-	}
+	if (!s->pid || (common[done] && s->mem_fd >= 0))
+		return read_by_file(s, file_base, to, page, done, i);
 	for (i = done; i < n && (!common[i] || s->mem_fd < 0); i++) {
 		if (count && page[i] == page[i - 1] + 1) {
 			remote[count - 1].iov_len += PM_PAGE_SIZE;
@@ -37,6 +48,11 @@ static ssize_t read_run(const struct pm_space *s, uint64_t file_base, uint8_t *b
 	local.iov_base = to;
 	local.iov_len = (size_t)(i - done) * PM_PAGE_SIZE;
 	r = process_vm_readv(s->pid, &local, 1, remote, count, 0);
+	if (r >= (ssize_t)PM_PAGE_SIZE)
+		return r;
+	/* Mapped without PROT_READ, which ksmd does not care about and /proc/PID/mem overrides; or unmapped by now. */
+	if ((r >= 0 || errno == EFAULT) && s->mem_fd >= 0)
+		return read_by_file(s, file_base, to, page, done, done + (remote[0].iov_len >> PM_PAGE_SHIFT));
 	return r < 0 ? -errno : r;
 }
 

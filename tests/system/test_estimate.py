@@ -112,6 +112,24 @@ def test_pages_that_were_never_touched_are_left_alone() -> None:
     assert result.pages_sharing == 1
 
 
+@pytest.mark.parametrize("protection", [0, 2, 4])  # none, write, execute
+def test_pages_that_the_program_may_not_read_are_merged_and_counted(protection: int) -> None:
+    source = (
+        "import ctypes, mmap, sys\n"
+        "m = mmap.mmap(-1, 300 * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+        "m[:] = b'x' * len(m)\n"
+        "m.madvise(12)\n"
+        "at = ctypes.addressof(ctypes.c_char.from_buffer(m))\n"
+        "protection = int(sys.argv[1])\n"
+        "assert not ctypes.CDLL(None).mprotect(ctypes.c_void_p(at), 200 * 4096, protection)\n"
+        "print('up', flush=True); sys.stdin.read()\n"
+    )
+    with Child([sys.executable, "-c", source, str(protection)]) as child:
+        assert child.read_line() == "up"
+        result = look(child, settle_seconds=0.0)
+    assert (result.pages_shared, result.pages_sharing, result.pages_volatile) == (2, 298, 0)
+
+
 def run_as_nobody(source: str, *arguments: str) -> Child:
     """Run Python source as another user."""
     argv = [python_for(NOBODY), "-c", source, *arguments]
