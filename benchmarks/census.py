@@ -1,6 +1,6 @@
 """Measures how fast `estimate` reads.
 
-    python -m benchmarks.census [--mib N] [--markdown FILE]
+    python -m benchmarks.census [--mib N] [--small-pages] [--markdown FILE]
 
 Ratios in one run: a plain read loop over the same amount of memory, and process_vm_readv with XXH3
 over the result, stand beside the reading of a process's pages by one thread and by one a core. The
@@ -24,8 +24,10 @@ from pagemerge import _core
 from pagemerge.insight import EstimateOptions, estimate, find_targets
 
 _TARGET = """
-import os, sys
+import ctypes, os, sys
 import numpy
+if sys.argv[3] == "small":
+    ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: NumPy asks for huge pages
 data = numpy.random.default_rng(1).integers(0, 1 << 62, int(sys.argv[1]) << 17, dtype=numpy.int64)
 if sys.argv[2] == "fork" and os.fork() == 0:
     sys.stdin.read()
@@ -68,12 +70,12 @@ def seconds_of_estimate(pid: int, threads: int, size: int) -> float:
     return result.read_seconds * size / result.read_bytes
 
 
-def read_rates(mib: int, rounds: int) -> dict[str, float]:
-    """GB/s of each way to read, the best round of each."""
+def read_rates(mib: int, rounds: int, pages: str) -> dict[str, float]:
+    """GB/s of each way to read `huge` or `small` pages, the best round of each."""
     own = np.random.default_rng(2).integers(0, 1 << 62, mib << 17, dtype=np.int64)
     size = own.nbytes
     cores = os.cpu_count() or 1
-    plain, forked = Program(_TARGET, mib, "own"), Program(_TARGET, mib, "fork")
+    plain, forked = (Program(_TARGET, mib, kind, pages) for kind in ("own", "fork"))
     pid, start = plain.process.pid, (int(plain.answer()) + 4095) // 4096 * 4096
     ways: dict[str, Callable[[], float]] = {
         "plain read loop, one core": lambda: seconds_of(lambda: np.bitwise_or.reduce(own)),
@@ -113,9 +115,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--small-pages", action="store_true", help="no huge pages in the program")
     parser.add_argument("--markdown", type=Path, help="write the table there")
     args = parser.parse_args()
-    rates = read_rates(args.mib, args.rounds)
+    rates = read_rates(args.mib, args.rounds, "small" if args.small_pages else "huge")
     table = render_table(rates)
     print(table)
     if args.markdown:
