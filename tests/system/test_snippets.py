@@ -25,9 +25,9 @@ MARKED = ["ksm_merge_any: yes", "ksm_mergeable: yes"]
 C_MAIN = """
 int main(void)
 {{
-\tvoid *buffer = mmap(NULL, {size}, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+\tchar *buffer = malloc({size}); /* 16 bytes after its mapping's beginning */
 
-\tif (buffer == MAP_FAILED)
+\tif (!buffer)
 \t\treturn 1;
 {body}
 \tFILE *stat = fopen("/proc/self/ksm_stat", "r");
@@ -40,7 +40,7 @@ int main(void)
 """
 PYTHON = """
 import mmap
-buffer = mmap.mmap(-1, {size}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+{make}
 {code}
 with open("/proc/self/ksm_stat") as stat:
     print(stat.read())
@@ -58,9 +58,8 @@ mod libc {{
 }}
 
 fn main() {{
-    let layout = std::alloc::Layout::from_size_align({size}, 4096).unwrap();
-    let buffer: *mut u8 = unsafe {{ std::alloc::alloc_zeroed(layout) }};
-    assert!(!buffer.is_null());
+    let mut data = vec![1u64; {size} / 8];
+    let buffer = data.as_mut_ptr();
 {code}
     print!("{{}}", std::fs::read_to_string("/proc/self/ksm_stat").unwrap());
 }}
@@ -101,11 +100,12 @@ def test_the_c_code_compiles_without_a_warning_and_marks_memory(
     advice: Advice, tmp_path: Path
 ) -> None:
     code = render_snippet(advice, "c")
-    assert "madvise(buffer" in code
+    assert "madvise((void *)" in code
     assert "prctl(67" in code
     heads = [line for line in code.splitlines() if line.startswith("#include")]
     body = indent("\n".join(line for line in code.splitlines() if line not in heads), "\t")
     source = tmp_path / "snippet.c"
+    heads.append("#include <stdlib.h>")
     source.write_text("\n".join(heads) + C_MAIN.format(size=size_of(code), body=body))
     compiler = shutil.which("gcc")
     require(compiler, "gcc")
@@ -115,12 +115,19 @@ def test_the_c_code_compiles_without_a_warning_and_marks_memory(
     assert_marked(lines_of(program))
 
 
-def test_the_python_code_runs_and_marks_memory(advice: Advice, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [
+        "buffer = mmap.mmap(-1, {size}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)",
+        "import numpy; buffer = numpy.zeros({size} // 8).reshape(2, -1)",
+    ],
+)
+def test_the_python_code_runs_and_marks_memory(advice: Advice, tmp_path: Path, make: str) -> None:
     code = render_snippet(advice, "python")
-    assert "buffer.madvise(" in code
+    assert "libc.madvise(" in code
     assert "libc.prctl(67" in code
     source = tmp_path / "snippet.py"
-    source.write_text(PYTHON.format(size=size_of(code), code=code))
+    source.write_text(PYTHON.format(make=make.format(size=size_of(code)), code=code))
     assert_marked(lines_of(sys.executable, "-W", "error", "-X", "dev", source))
 
 
@@ -128,7 +135,7 @@ def test_the_rust_code_compiles_without_a_warning_and_marks_memory(
     advice: Advice, tmp_path: Path
 ) -> None:
     code = render_snippet(advice, "rust")
-    assert "libc::madvise(buffer" in code
+    assert "libc::madvise(start" in code
     assert "libc::prctl(67" in code
     compiler = shutil.which("rustc")
     if compiler is None or subprocess.run([compiler, "-V"], capture_output=True).returncode:

@@ -100,19 +100,27 @@ def _about(kind: RegionKind) -> str:
 
 
 _HEADS: Final = {
-    "c": "#include <stdio.h>\n#include <sys/mman.h>\n#include <sys/prctl.h>\n",
-    "python": "import ctypes, mmap, os\n\nlibc = ctypes.CDLL(None, use_errno=True)\n",
+    "c": "#include <stdint.h>\n#include <stdio.h>\n#include <sys/mman.h>\n#include <sys/prctl.h>\n",
+    "python": "import ctypes, os\n\nlibc = ctypes.CDLL(None, use_errno=True)\n",
     "rust": '// Cargo.toml: libc = "0.2"\n',
 }
+# What malloc and NumPy give begins some bytes after the page's beginning that madvise asks for.
 _CALLS: Final = {
-    "c": 'if (madvise(buffer, {size}, MADV_MERGEABLE))\n\tperror("madvise");\n',
+    "c": (
+        "if (madvise((void *)((uintptr_t)buffer & -4096), {size}, MADV_MERGEABLE))\n"
+        '\tperror("madvise");\n'
+    ),
     "python": (
-        "# an mmap.mmap(-1, {size}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS): by default it\n"
-        "# would be shared memory, which is not merged\n"
-        "buffer.madvise(mmap.MADV_MERGEABLE)\n"
+        "# a NumPy array, a bytearray, or an mmap.mmap with flags=mmap.MAP_PRIVATE | "
+        "mmap.MAP_ANONYMOUS:\n"
+        "# by default that would be shared memory, which is not merged\n"
+        "start = ctypes.addressof(ctypes.c_char.from_buffer(buffer)) & -4096\n"
+        "if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t({size}), 12):  # MADV_MERGEABLE\n"
+        "    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))\n"
     ),
     "rust": (
-        "if unsafe {{ libc::madvise(buffer.cast(), {size}, libc::MADV_MERGEABLE) }} != 0 {{\n"
+        "let start = (buffer as usize & !4095) as *mut _;\n"
+        "if unsafe {{ libc::madvise(start, {size}, libc::MADV_MERGEABLE) }} != 0 {{\n"
         '    eprintln!("madvise: {{}}", std::io::Error::last_os_error());\n}}\n'
     ),
 }
