@@ -231,8 +231,8 @@ def test_a_stopped_client_does_not_hold_up_the_others(
         wait_until(lambda: engine_daemon.counters()["pages_sharing"] >= N, "the others merged", 60)
     finally:
         os.kill(twins[0].pid, signal.SIGCONT)
-    counters = engine_daemon.settle(4)
-    assert counters["pages_sharing"] == 2 * N
+    # Not in so many passes: until it has answered what it was asked while it was stopped, passes go on without it.
+    wait_until(lambda: engine_daemon.counters()["pages_sharing"] == 2 * N, "all merged", 60)
 
 
 @pytest.mark.parametrize("limit", [2, 10])
