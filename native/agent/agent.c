@@ -72,12 +72,15 @@ static void set_up(const char *path, bool preloaded)
 __attribute__((constructor)) static void preload(void)
 {
 	const char *path = getenv("PAGEMERGE_AGENT_SOCKET"), *all = getenv("PAGEMERGE_ALL"), *list = getenv("LD_PRELOAD");
+	const char *connect = getenv("PAGEMERGE_CONNECT");
 
 	if (!path || !list || !strstr(list, "libpagemerge-agent") || getauxval(AT_SECURE))
 		return;
 	set_up(path, true);
 	if (all && strcmp(all, "1") == 0)
 		pm_calls_merge_any(true);
+	else if (connect && strcmp(connect, "1") == 0)
+		pm_link_start(); /* nothing is marked: others may ask for that later */
 }
 
 static void leave_out(uint64_t start, uint64_t end)

@@ -18,6 +18,7 @@ from tests.support.environment import require
 from tests.support.kernel_ksm import KernelKsmControl
 from tests.support.processes import Child
 from tests.support.victims import agent_env, holder
+from tests.support.waiting import wait_until
 
 PAGES = 512
 
@@ -102,20 +103,23 @@ def test_with_the_kernels_off_it_is_marked_and_said(
     assert kernel_ksm.read("run") == 0
 
 
+@pytest.mark.parametrize("connect", [False, True])
 def test_by_the_engine_for_its_own_clients(
+    connect: bool,
     engine_daemon: EngineDaemon,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PAGEMERGE_RUNTIME_DIR", str(engine_daemon.runtime))
     engine_daemon.set(run=1)
-    env = agent_env(engine_daemon.runtime)
+    more = {"PAGEMERGE_CONNECT": "1"} if connect else {}
+    env = agent_env(engine_daemon.runtime, **more)
     with holder(env) as one, holder(env) as two:
-        for child in (one, two):
+        for child in () if connect else (one, two):
             # what brings the agent to the daemon: a page that is marked, and has no twin
             child.ask("unique 1")
             child.ask("mark")
-        engine_daemon.wait_registered(2)
+        wait_until(lambda: len(engine_daemon.call("processes")) == 2, "both clients")
         sums = fill(one, two)
         pids = [str(one.pid), str(two.pid)]
         done = applied_json(capsys, "--share", "80%", *pids)
@@ -146,6 +150,7 @@ def test_who_is_no_client_of_the_engine_is_named_and_the_others_are_marked(
         errors = {region.pid: region.error for region in applied.regions}
     assert errors[client.pid] is None
     assert f"process {stranger.pid} is not a client of the engine" in str(errors[stranger.pid])
+    assert any("pagemerge run --connect" in note for note in applied.notes)
 
 
 @pytest.mark.ksm

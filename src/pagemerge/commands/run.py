@@ -35,8 +35,8 @@ HELP = "run a command with its memory merged"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.usage = (
-        "pagemerge run [-h] [--ksm engine|kernel] [--all] [--report FILE] [--domain NAME] "
-        "[--set NAME=VALUE] [--start] [--quiet] -- CMD ..."
+        "pagemerge run [-h] [--ksm engine|kernel] [--all] [--connect] [--report FILE] "
+        "[--domain NAME] [--set NAME=VALUE] [--start] [--quiet] -- CMD ..."
     )
     parser.add_argument(
         "--ksm",
@@ -47,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--all",
         action=argparse.BooleanOptionalAction,
         help="merge all memory, as if each process had called prctl(PR_SET_MEMORY_MERGE)",
+    )
+    parser.add_argument(
+        "--connect",
+        action="store_true",
+        help="have each process be the engine's client from its start, with nothing merged: for "
+        "'advise --apply' and 'enable' later (engine)",
     )
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="write what was saved there, as JSON"
@@ -80,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("no command to run", hint="pagemerge run [OPTION ...] -- CMD [ARG ...]")
     values = parse_assignments(args.set)
     chosen = _choose(args)
-    is_named = args.ksm or args.start or args.domain or args.set
+    is_named = args.ksm or args.start or args.domain or args.set or args.connect
     why = None if is_named else choice.explain_run(None, chosen)
     if chosen == "kernel":
         status, report = _run_by_kernel(args, argv)
@@ -104,7 +110,7 @@ def _choose(args: argparse.Namespace) -> choice.Implementation:
         CommandError: they contradict each other.
     """
     named: str | None = args.ksm
-    engines = [option for option in ("domain", "set") if getattr(args, option)]
+    engines = [option for option in ("domain", "set", "connect") if getattr(args, option)]
     if args.start:
         if named == "engine":
             raise CommandError("--start is for the kernel's KSM", hint="the engine is started")
@@ -113,9 +119,12 @@ def _choose(args: argparse.Namespace) -> choice.Implementation:
         if named == "kernel":
             raise CommandError(
                 f"--{engines[0]} is for the engine",
-                hint="the kernel's knobs are the whole machine's: 'pagemerge set --ksm kernel'"
-                if engines[0] == "set"
-                else "the kernel's KSM knows no domains",
+                hint={
+                    "set": "the kernel's knobs are the whole machine's: "
+                    "'pagemerge set --ksm kernel'",
+                    "domain": "the kernel's KSM knows no domains",
+                    "connect": "the kernel's KSM takes any process without it",
+                }[engines[0]],
             )
         named = "engine"
     return choice.choose(named, starts_engine=True)
@@ -132,7 +141,11 @@ def _run_by_engine(
     everything = bool(args.all)
     with open_session(values) as session:
         environment = agent_environment(
-            session.runtime, everything=everything, domain=args.domain or "", base=os.environ
+            session.runtime,
+            everything=everything,
+            connect=args.connect,
+            domain=args.domain or "",
+            base=os.environ,
         )
         savings = Savings(session, everything=everything)
         reason = why_not_preloaded(argv[0], environment)

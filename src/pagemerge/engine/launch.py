@@ -24,6 +24,7 @@ from pagemerge.errors import CommandError, EngineError
 __all__ = ["RUN_DEFAULTS", "Session", "agent_environment", "open_session"]
 
 ALL_VARIABLE: Final = "PAGEMERGE_ALL"
+CONNECT_VARIABLE: Final = "PAGEMERGE_CONNECT"
 DOMAIN_VARIABLE: Final = "PAGEMERGE_DOMAIN"
 DOMAIN_MAX: Final = 63  # bytes; PM_DOMAIN_MAX less its NUL
 
@@ -58,13 +59,19 @@ class Session:
 
 
 def agent_environment(
-    runtime: Path, *, everything: bool = False, domain: str = "", base: Mapping[str, str]
+    runtime: Path,
+    *,
+    everything: bool = False,
+    connect: bool = False,
+    domain: str = "",
+    base: Mapping[str, str],
 ) -> dict[str, str]:
     """Make the environment that brings the agent into a program and its children.
 
     Args:
         runtime: the folder of the daemon's sockets.
         everything: as if each process had called prctl(PR_SET_MEMORY_MERGE, 1).
+        connect: each process is a client from its start, though it marks nothing.
         domain: processes of different domains never share a page.
         base: the environment to add to.
 
@@ -83,9 +90,10 @@ def agent_environment(
         paths.RUNTIME_DIR_VARIABLE: str(runtime),
         AGENT_SOCKET_VARIABLE: str(runtime / paths.AGENT_SOCKET),
     }
-    environment.pop(ALL_VARIABLE, None)
-    if everything:
-        environment[ALL_VARIABLE] = "1"
+    for variable, is_meant in ((ALL_VARIABLE, everything), (CONNECT_VARIABLE, connect)):
+        environment.pop(variable, None)
+        if is_meant:
+            environment[variable] = "1"
     if domain:
         environment[DOMAIN_VARIABLE] = domain
     return environment

@@ -115,12 +115,13 @@ def apply_advice(
     regions = tuple(_applied_region(advised.region) for advised in advice.regions)
     saved_before, _ = _Measured(ksm, regions).count_saved(ksm, regions)
     seen: dict[int, Sequence[Vma] | PagemergeError] = {}
+    hints: list[str | None] = []
     for region, advised in zip(regions, advice.regions, strict=True):
         if region.pid not in seen:
             seen[region.pid] = _look(region.pid, starttimes.get(region.pid, 0))
-        _mark(ksm, region, advised.region.perms, seen[region.pid])
+        hints.append(_mark(ksm, region, advised.region.perms, seen[region.pid]))
     done = [region for region in regions if region.error is None]
-    notes: list[str] = []
+    notes = [f"what was not marked: {hint}" for hint in dict.fromkeys(hints) if hint]
     run = ksm.knobs["run"]
     passes, seconds, settled = 0, 0.0, False
     if done and run == 1:
@@ -234,10 +235,11 @@ def _look(pid: int, starttime: int) -> Sequence[Vma] | PagemergeError:
 
 def _mark(
     ksm: Ksm, region: AppliedRegion, perms: str, seen: Sequence[Vma] | PagemergeError
-) -> None:
+) -> str | None:
+    """Mark it, or write into it why not; returns the way out, where there is one."""
     if isinstance(seen, PagemergeError):
         region.error, region.is_gone = str(seen), isinstance(seen, ProcessGoneError)
-        return
+        return seen.hint
     left = region.end - region.start
     for vma in seen:
         overlap = min(vma.end, region.end) - max(vma.start, region.start)
@@ -245,11 +247,13 @@ def _mark(
             left -= overlap
     if left:
         region.error, region.is_gone = "it has vanished, or is something else by now", True
-        return
+        return None
     try:
         ksm.advise(region.pid, region.start, region.end)
     except PagemergeError as error:
         region.error, region.is_gone = str(error), isinstance(error, ProcessGoneError)
+        return error.hint
+    return None
 
 
 def _settle(

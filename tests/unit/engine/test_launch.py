@@ -27,8 +27,9 @@ def test_the_agent_comes_before_what_is_preloaded_already() -> None:
 
 
 def test_all_and_the_domain_are_said_only_when_asked_for() -> None:
-    plain = agent_environment(RUNTIME, base={"PAGEMERGE_ALL": "1"})
-    assert not plain.keys() & {"PAGEMERGE_ALL", "PAGEMERGE_DOMAIN"}
+    plain = agent_environment(RUNTIME, base={"PAGEMERGE_ALL": "1", "PAGEMERGE_CONNECT": "1"})
+    assert not plain.keys() & {"PAGEMERGE_ALL", "PAGEMERGE_CONNECT", "PAGEMERGE_DOMAIN"}
+    assert agent_environment(RUNTIME, connect=True, base={})["PAGEMERGE_CONNECT"] == "1"
     asked = agent_environment(RUNTIME, everything=True, domain="blue", base={})
     assert (asked["PAGEMERGE_ALL"], asked["PAGEMERGE_DOMAIN"]) == ("1", "blue")
 
