@@ -31,6 +31,23 @@ static PyObject *hash_pages(PyObject *Py_UNUSED(module), PyObject *arg)
 	return result;
 }
 
+static PyObject *page_keys(PyObject *Py_UNUSED(module), PyObject *args)
+{
+	PyObject *result;
+	Py_buffer view;
+	int whole;
+	size_t n;
+
+	if (!PyArg_ParseTuple(args, "y*p:page_keys", &view, &whole))
+		return NULL;
+	n = (size_t)view.len / PM_PAGE_SIZE;
+	result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(n * sizeof(uint64_t)));
+	if (result)
+		pm_page_keys(view.buf, n, whole != 0, (uint64_t *)(void *)PyBytes_AsString(result));
+	PyBuffer_Release(&view);
+	return result;
+}
+
 static PyObject *zero_pages(PyObject *Py_UNUSED(module), PyObject *arg)
 {
 	PyObject *result = NULL;
@@ -114,6 +131,7 @@ static PyObject *parse_maps(PyObject *Py_UNUSED(module), PyObject *arg)
 
 static PyMethodDef module_methods[] = {
 	{"hash_pages", hash_pages, METH_O, "XXH3-64 of every whole page of a readable buffer, as packed native uint64."},
+	{"page_keys", page_keys, METH_VARARGS, "What an agent answers to PM_HASH of every whole page of a readable buffer, as packed native uint64."},
 	{"zero_pages", zero_pages, METH_O, "One byte a page: 1 where the page is all zero."},
 	{"check_message", check_message, METH_VARARGS, "ValueError, with the reason, where a datagram is not well-formed."},
 	{"parse_maps", parse_maps, METH_O,

@@ -8,6 +8,9 @@ MESSAGE_MAX: Final[int]
 SEGMENT_PAGES: Final[int]
 HASH_VARIANT: Final[str]  # "avx512", "avx2" or "base"
 
+def page_keys(buffer: object, whole: bool, /) -> bytes:
+    """What an agent answers to PM_HASH, of every whole page, as packed native uint64."""
+
 def hash_pages(buffer: object) -> bytes:
     """XXH3-64 of every whole page of a readable buffer, as packed native uint64."""
 

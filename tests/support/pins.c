@@ -6,6 +6,7 @@
  * io_uring: a registered buffer, into which a pipe is read.  ring: the same, by a ring without a descriptor or a mapping of the kernel's.  fuse, fuse-direct: a read(2) of a file of a FUSE server, mounted at FOLDER, that answers late; its pages
  * are held although the file is, or is not, opened for O_DIRECT.  process_vm: another process's process_vm_writev(2), whose source is a page that is not there yet.
  * Told "grow", it doubles the memory by mremap(2).
+ * segment: FOLDER is a file, of which the memory is a shared mapping; it is registered with a ring and unmapped, and written to nevertheless.
  * xdp: the memory is registered with a socket of AF_XDP; nothing is written.  vmsplice: a page in a pipe, which is read in the end: it must hold what it held.
  */
 #include <errno.h>
@@ -266,6 +267,8 @@ static bool begin(void)
 {
 	if (strcmp(what, "io_uring") == 0 || strcmp(what, "ring") == 0)
 		return start_ring(strcmp(what, "ring") == 0);
+	if (strcmp(what, "segment") == 0)
+		return start_ring(false) && !munmap(memory, pages * PAGE);
 	if (strcmp(what, "xdp") == 0) {
 		struct {
 			uint64_t addr, len;
@@ -334,14 +337,22 @@ int main(int argc, char **argv)
 	pages = argc > 2 ? (size_t)atol(argv[2]) : 256;
 	folder = argc > 3 ? argv[3] : "/mnt";
 	memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (strcmp(what, "segment") == 0) {
+		int fd = open(folder, O_RDWR | O_CLOEXEC);
+
+		memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		ready = ready && memory != MAP_FAILED;
+		close(fd);
+	}
 	if (strncmp(what, "fuse", 4) == 0)
 		ready = ready && start_server(strcmp(what, "fuse") == 0);
 	if (strcmp(what, "process_vm") == 0)
 		ready = ready && start_writer();
 	srand(1);
-	for (size_t i = 0; i < pages * PAGE; i++)
+	for (size_t i = 0; i < pages * PAGE && strcmp(what, "segment") != 0; i++)
 		memory[i] = (unsigned char)rand();
-	madvise(memory, pages * PAGE, MERGEABLE);
+	if (strcmp(what, "segment") != 0)
+		madvise(memory, pages * PAGE, MERGEABLE);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	printf("ready\n");
 	while (fgets(line, sizeof(line), stdin)) {
@@ -350,7 +361,7 @@ int main(int argc, char **argv)
 		else if (strncmp(line, "grow", 4) == 0)
 			printf("%s\n", grow() ? "done" : "can't");
 		else if (strncmp(line, "finish", 6) == 0)
-			printf("%s\n", !finish() ? "can't" : strcmp(what, "xdp") == 0 || is_new() ? "arrived" : "lost");
+			printf("%s\n", !finish() ? "can't" : strcmp(what, "xdp") == 0 || strcmp(what, "segment") == 0 || is_new() ? "arrived" : "lost");
 	}
 	if (helper > 0) {
 		kill(helper, SIGKILL);
