@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -331,6 +332,23 @@ void pm_slot_give(struct pm_segment *segment, uint32_t slot)
 	segment->ngiven++;
 }
 
+/*
+ * Before Linux 6.7 a file that is sealed against writing can't be mapped shared by a descriptor that is open for writing, not even to be read.  And nobody needs
+ * more than to read it from now on.
+ */
+static void reopen_read_only(struct pm_segment *segment)
+{
+	char path[40];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", segment->fd);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	dup3(fd, segment->fd, O_CLOEXEC); /* under the same number: a request that could not be sent yet may name it */
+	close(fd);
+}
+
 int pm_segment_close(struct pm_pool *pool, struct pm_segment *segment)
 {
 	segment->open = false;
@@ -340,6 +358,7 @@ int pm_segment_close(struct pm_pool *pool, struct pm_segment *segment)
 	if (fcntl(segment->fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SEAL) < 0)
 		return -errno;
 	segment->sealed = true;
+	reopen_read_only(segment);
 	return 0;
 }
 
