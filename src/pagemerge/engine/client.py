@@ -321,7 +321,7 @@ class EngineKsm(Ksm):
         if not rows:
             raise EngineError(
                 f"process {pid} is not a client of the engine",
-                hint="start it with 'pagemerge run --connect -- CMD', or 'pagemerge.enable()' in it",
+                hint="start it with 'pagemerge run --connect -- CMD', or call pagemerge.enable()",
             )
         row = rows[-1]
         name = f"process {pid} ({row.comm})"

@@ -266,7 +266,7 @@ class Daemon:
         if client is None:
             raise EngineError(
                 f"process {pid} is not a client of the engine",
-                hint="start it with 'pagemerge run --connect -- CMD', or 'pagemerge.enable()' in it",
+                hint="start it with 'pagemerge run --connect -- CMD', or call pagemerge.enable()",
             )
         return client
 
