@@ -231,7 +231,8 @@ def test_a_stopped_client_does_not_hold_up_the_others(
         wait_until(lambda: engine_daemon.counters()["pages_sharing"] >= N, "the others merged", 60)
     finally:
         os.kill(twins[0].pid, signal.SIGCONT)
-    # Not in so many passes: until it has answered what it was asked while it was stopped, passes go on without it.
+    # Not in so many passes: until it has answered what it was asked while it was stopped,
+    # passes go on without it.
     wait_until(lambda: engine_daemon.counters()["pages_sharing"] == 2 * N, "all merged", 60)
 
 
