@@ -113,7 +113,7 @@ def test_by_the_engine_for_its_own_clients(
     monkeypatch.setenv("PAGEMERGE_RUNTIME_DIR", str(engine_daemon.runtime))
     engine_daemon.set(run=1)
     more = {"PAGEMERGE_CONNECT": "1"} if connect else {}
-    env = agent_env(engine_daemon.runtime, **more)
+    env = {**agent_env(engine_daemon.runtime), **more}
     with holder(env) as one, holder(env) as two:
         for child in () if connect else (one, two):
             # what brings the agent to the daemon: a page that is marked, and has no twin
