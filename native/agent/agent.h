@@ -14,8 +14,10 @@
 #define PM_API __attribute__((visibility("default")))
 
 /* freeze.c: the other threads wait in a signal handler */
-int pm_freeze_begin(unsigned int timeout_usecs); /* 0, or -errno and nobody is stopped */
+enum { PM_FREEZE_USECS_A_THREAD = 20 }; /* what a stop takes of the CPU, about */
+int pm_freeze_begin(unsigned int timeout_usecs); /* 0, or -errno and nobody is stopped; the timeout grows with the threads */
 void pm_freeze_end(void);
+uint32_t pm_freeze_threads(void); /* that the last stop was for */
 bool pm_freeze_holds_stack(uint64_t start, uint64_t end); /* while stopped */
 extern _Thread_local volatile unsigned int pm_freeze_interrupted
 	__attribute__((tls_model("initial-exec"))); /* stops that ended a system call of this thread */

@@ -276,6 +276,11 @@ static void wait_for_arrivals(void)
 	}
 }
 
+uint32_t pm_freeze_threads(void)
+{
+	return signalled_count;
+}
+
 /* Stop all other threads: 0, or -ETIMEDOUT (one did not come; none is stopped any more) or another -errno. */
 int pm_freeze_begin(unsigned int timeout_usecs)
 {
@@ -298,7 +303,7 @@ int pm_freeze_begin(unsigned int timeout_usecs)
 		missing = chase_all(dir, self, number, turn > 20);
 		if (missing <= 0)
 			break;
-		if (now_usecs() >= deadline) {
+		if (now_usecs() >= deadline + signalled_count * (uint64_t)PM_FREEZE_USECS_A_THREAD) {
 			missing = -ETIMEDOUT;
 			break;
 		}

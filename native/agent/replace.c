@@ -23,6 +23,8 @@ enum {
 	SCATTER_PAGES = 64, /* a group of so many or more is not a small one */
 	SCATTER_LEAST = 4,  /* groups; fewer are not worth a stop */
 	VMA_RESERVE = 1000,
+	MANY_THREADS = 100, /* from which a stop is dear */
+	REST = 20,          /* times what it took, until the next one */
 	UFFD_UNTRIED = -4096,
 };
 
@@ -30,6 +32,7 @@ static struct pm_group groups[BATCH_GROUPS];
 static long vmas_left;
 static uint32_t window = PM_GROUP_PAGES;
 static uint64_t prepared_end;
+static uint64_t rest_until; /* ns */
 static int uffd = UFFD_UNTRIED; /* of this request, for the userfaultfd barrier; -errno: none */
 
 void pm_fail(struct pm_outcome *outcome, uint64_t addr, uint32_t npages, uint32_t why)
@@ -63,7 +66,14 @@ static uint32_t choose_window(void)
 
 	used_before = used;
 	at_before = at;
-	return busy ? BUSY_PAGES : PM_GROUP_PAGES;
+	/* Of many threads the stop itself takes longer than what it is for. */
+	return busy && pm_freeze_threads() < MANY_THREADS ? BUSY_PAGES : PM_GROUP_PAGES;
+}
+
+/* Stopping thousands of threads takes tens of milliseconds of their time: so seldom that it stays a small part of it. */
+static bool is_resting(void)
+{
+	return rest_until && pm_clock_ns(CLOCK_MONOTONIC) < rest_until;
 }
 
 /* How a group is kept still while it is looked at and replaced. */
@@ -89,7 +99,7 @@ static void scatter(int pagemap, uint32_t n, const struct pm_request *request, s
 	for (uint32_t i = 0, k; i < n; i = k) {
 		for (k = i; k < n && is_small(&groups[k]) && groups[k].end - groups[i].start <= pm_bytes(window); k++)
 			;
-		if (k - i >= SCATTER_LEAST && vmas_left > 2 * (long)(k - i) + 3)
+		if (k - i >= SCATTER_LEAST && !is_resting() && vmas_left > 2 * (long)(k - i) + 3)
 			pm_scatter(pagemap, &groups[i], k - i, request, outcome);
 		k += k == i;
 	}
@@ -114,10 +124,10 @@ static void prepare(int pagemap, struct pm_group *group, const struct pm_request
 		vmas_left -= group->start == prepared_end ? 1 : 2;
 	prepared_end = group->end;
 	group->barrier = choose_barrier(request, group);
-	if (!group->barrier)
+	if (!group->barrier || (group->barrier == PM_BARRIER_FREEZE && is_resting()))
 		group->why = PM_FAIL_BARRIER;
 	pm_calls_note_merged(group->start, group->end); /* before it is: a call that does not see this is waited for */
-	if (group->barrier != PM_BARRIER_FREEZE)
+	if (group->barrier != PM_BARRIER_FREEZE || group->why)
 		return;
 	group->tracked = !request->direct && pm_range_track(pagemap, group->start, group->end) && /* a stopped thread's reads are over */
 			 !pm_writes_under_way();
@@ -207,8 +217,10 @@ int pm_stop_threads(unsigned int timeout_usecs)
 
 int pm_stop_to_commit(void)
 {
-	int error = pm_stop_threads(PM_STOP_USECS);
+	int error = is_resting() ? -EAGAIN : pm_stop_threads(PM_STOP_USECS);
 
+	if (error != -EAGAIN && pm_freeze_threads() >= MANY_THREADS)
+		rest_until = pm_clock_ns(CLOCK_MONOTONIC) + pm_freeze_threads() * (1000ull * PM_FREEZE_USECS_A_THREAD * REST);
 	if (error || !pm_refusal_stale())
 		return error;
 	pm_freeze_end();
@@ -218,7 +230,7 @@ int pm_stop_to_commit(void)
 /* Stop the threads and commit what needs that. */
 static void commit_stopped(int pagemap, uint32_t n, const struct pm_request *request, struct pm_outcome *outcome)
 {
-	uint64_t start, most = (request->freeze_max_usecs ? request->freeze_max_usecs : 1000) * 1000ull;
+	uint64_t start, held_since, most = (request->freeze_max_usecs ? request->freeze_max_usecs : 1000) * 1000ull;
 	uint32_t i, wanted = 0;
 	int error;
 
@@ -228,6 +240,7 @@ static void commit_stopped(int pagemap, uint32_t n, const struct pm_request *req
 		return;
 	start = pm_clock_ns(CLOCK_MONOTONIC);
 	error = request->barrier & PM_BARRIER_FREEZE ? pm_stop_to_commit() : -EPERM;
+	held_since = pm_clock_ns(CLOCK_MONOTONIC);
 	for (i = 0; i < n; i++) {
 		if (groups[i].done || groups[i].why || groups[i].barrier != PM_BARRIER_FREEZE)
 			continue;
@@ -236,11 +249,12 @@ static void commit_stopped(int pagemap, uint32_t n, const struct pm_request *req
 			continue;
 		}
 		groups[i].why = pm_group_commit(pagemap, &groups[i], request->fds, true);
-		if (pm_clock_ns(CLOCK_MONOTONIC) - start > most && i + 1 < n) { /* let them breathe */
+		if (pm_clock_ns(CLOCK_MONOTONIC) - held_since > most && i + 1 < n) { /* let them breathe */
 			pm_freeze_end();
 			outcome->result.stopped_ns += pm_clock_ns(CLOCK_MONOTONIC) - start;
 			start = pm_clock_ns(CLOCK_MONOTONIC);
 			error = pm_stop_to_commit();
+			held_since = pm_clock_ns(CLOCK_MONOTONIC);
 		}
 	}
 	if (!error)

@@ -91,16 +91,63 @@ static bool has_come_to_be_held(void)
 	return finding.refusal[0] && !only_protected(&finding);
 }
 
-/* Make the pool mappings of [start, end) anonymous again, their content kept; a stop for every 512 pages. */
-static int make_anonymous(uint64_t start, uint64_t end, struct pm_outcome *outcome)
+/* One stop serves many mappings, which may be of a page each: up to so many pages, and for so long. */
+enum { HELD_NSECS = 1000000 };
+struct stop {
+	bool on;
+	uint32_t pages;
+	uint64_t began, all_since; /* ns: when it began, and when all threads had stopped */
+};
+
+static int begin(struct stop *stop, int (*stop_threads)(void))
+{
+	int error;
+
+	stop->began = pm_clock_ns(CLOCK_MONOTONIC);
+	stop->pages = 0;
+	error = stop_threads();
+	stop->all_since = pm_clock_ns(CLOCK_MONOTONIC);
+	stop->on = !error;
+	return error;
+}
+
+static void end_stop(struct stop *stop, struct pm_outcome *outcome)
+{
+	if (!stop->on)
+		return;
+	pm_freeze_end();
+	stop->on = false;
+	if (outcome)
+		outcome->result.stopped_ns += pm_clock_ns(CLOCK_MONOTONIC) - stop->began;
+}
+
+static void have_done(struct stop *stop, uint64_t bytes, struct pm_outcome *outcome)
+{
+	stop->pages += (uint32_t)(bytes >> PM_PAGE_SHIFT);
+	if (stop->pages >= PM_GROUP_PAGES || pm_clock_ns(CLOCK_MONOTONIC) - stop->all_since > HELD_NSECS)
+		end_stop(stop, outcome);
+}
+
+/* -EBUSY: somebody has come to hold pages, and nobody is stopped. */
+static int stop_where_nothing_is_held(void)
+{
+	int error = stop_threads_surely();
+
+	if (error || !has_come_to_be_held())
+		return error == -EBUSY ? -EAGAIN : error;
+	pm_freeze_end();
+	return -EBUSY;
+}
+
+/* Make the pool mappings of [start, end) anonymous again, their content kept. */
+static int make_anonymous(struct stop *stop, uint64_t start, uint64_t end, struct pm_outcome *outcome)
 {
 	int result = 0;
 
 	while (start < end) {
 		struct pm_vma vma;
-		uint64_t stop_at, began = pm_clock_ns(CLOCK_MONOTONIC);
-		uint32_t why = PM_FAIL_BARRIER;
-		bool held = false;
+		uint64_t stop_at;
+		uint32_t why;
 
 		if (pm_vma_find(start, &vma) || vma.start >= end)
 			break;
@@ -108,29 +155,28 @@ static int make_anonymous(uint64_t start, uint64_t end, struct pm_outcome *outco
 			start = vma.end;
 			continue;
 		}
+		if (!stop->on) {
+			int error = begin(stop, stop_where_nothing_is_held);
+
+			if (!error)
+				continue; /* looked at once more, now that nobody changes it */
+			if (error == -EBUSY)
+				return make_own(start, end, outcome) ? -EAGAIN : -EBUSY;
+		}
 		start = vma.start > start ? vma.start : start;
 		stop_at = vma.end < end ? vma.end : end;
 		if (stop_at - start > pm_bytes(PM_GROUP_PAGES))
 			stop_at = start + pm_bytes(PM_GROUP_PAGES);
-		if (stop_threads_surely() == 0) {
-			held = has_come_to_be_held();
-			if (!held)
-				why = pm_vma_find(start, &vma) || !vma.pool || vma.start > start || vma.end < stop_at ? PM_FAIL_GONE :
-				      pm_freeze_holds_stack(start, stop_at)                                        ? PM_FAIL_STACK :
-									put_anonymous(start, stop_at, vma.prot);
-			pm_freeze_end();
-		}
-		if (held)
-			return make_own(start, end, outcome) ? -EAGAIN : -EBUSY;
-		if (outcome) {
-			outcome->result.stopped_ns += pm_clock_ns(CLOCK_MONOTONIC) - began;
-			if (why)
-				pm_fail(outcome, start, (uint32_t)((stop_at - start) >> PM_PAGE_SHIFT), why);
-			else
-				outcome->result.merged += (uint32_t)((stop_at - start) >> PM_PAGE_SHIFT);
-		}
+		why = !stop->on				       ? PM_FAIL_BARRIER :
+		      pm_freeze_holds_stack(start, stop_at) ? PM_FAIL_STACK :
+							     put_anonymous(start, stop_at, vma.prot);
+		if (outcome && why)
+			pm_fail(outcome, start, (uint32_t)((stop_at - start) >> PM_PAGE_SHIFT), why);
+		else if (outcome)
+			outcome->result.merged += (uint32_t)((stop_at - start) >> PM_PAGE_SHIFT);
 		if (why)
 			result = -EAGAIN;
+		have_done(stop, stop_at - start, outcome);
 		start = stop_at;
 	}
 	return result;
@@ -138,24 +184,29 @@ static int make_anonymous(uint64_t start, uint64_t end, struct pm_outcome *outco
 
 int pm_make_anonymous(uint64_t start, uint64_t end)
 {
+	struct stop stop = { 0 };
 	struct pm_finding finding;
 	int error;
 
 	pm_refusal_find(&finding, NULL, 0);
 	error = finding.refusal[0] && !make_own(start, end, NULL) ? -EBUSY : -EAGAIN;
 	if (!finding.refusal[0] || (error == -EAGAIN && only_protected(&finding)))
-		error = make_anonymous(start, end, NULL);
+		error = make_anonymous(&stop, start, end, NULL);
+	end_stop(&stop, NULL);
 	pm_refusal_forget();
 	return error;
 }
 
 void pm_unmerge(const struct pm_range *ranges, uint32_t count, bool held, struct pm_outcome *outcome)
 {
+	struct stop stop = { 0 };
+
 	for (uint32_t i = 0; i < count; i++)
 		if (held)
 			make_own(ranges[i].start, ranges[i].end, outcome);
 		else
-			make_anonymous(ranges[i].start, ranges[i].end, outcome);
+			make_anonymous(&stop, ranges[i].start, ranges[i].end, outcome);
+	end_stop(&stop, outcome);
 	outcome->result.barrier |= PM_BARRIER_FREEZE;
 }
 
@@ -190,29 +241,29 @@ static void drop_zero(uint64_t start, uint64_t end, struct pm_outcome *outcome)
 
 void pm_zero(const struct pm_range *ranges, uint32_t count, struct pm_outcome *outcome)
 {
+	struct stop stop = { 0 };
+
 	for (uint32_t i = 0; i < count; i++)
 		for (uint64_t start = ranges[i].start, next; start < ranges[i].end; start = next) {
-			uint64_t end = ranges[i].end, began = pm_clock_ns(CLOCK_MONOTONIC);
-			uint32_t why = PM_FAIL_BARRIER;
+			uint64_t end = ranges[i].end;
 			struct pm_vma vma;
+			uint32_t why;
 
 			next = end - start > pm_bytes(PM_GROUP_PAGES) ? start + pm_bytes(PM_GROUP_PAGES) : end;
-			if (pm_stop_threads(PM_STOP_USECS) == 0) {
-				why = pm_vma_find(start, &vma) || vma.start > start || !vma.anonymous || vma.shared ||
-						      !(vma.prot & PROT_READ) ?
-					      PM_FAIL_GONE :
-					      0;
-				if (!why && vma.end < next)
-					next = vma.end;
-				if (!why && pm_freeze_holds_stack(start, next))
-					why = PM_FAIL_STACK;
-				if (!why)
-					drop_zero(start, next, outcome);
-				pm_freeze_end();
+			if (!stop.on && begin(&stop, pm_stop_to_commit))
+				why = PM_FAIL_BARRIER;
+			else if (pm_vma_find(start, &vma) || vma.start > start || !vma.anonymous || vma.shared || !(vma.prot & PROT_READ))
+				why = PM_FAIL_GONE;
+			else {
+				next = vma.end < next ? vma.end : next;
+				why = pm_freeze_holds_stack(start, next) ? PM_FAIL_STACK : 0;
 			}
-			outcome->result.stopped_ns += pm_clock_ns(CLOCK_MONOTONIC) - began;
 			if (why)
 				pm_fail(outcome, start, (uint32_t)((next - start) >> PM_PAGE_SHIFT), why);
+			else
+				drop_zero(start, next, outcome);
+			have_done(&stop, next - start, outcome);
 		}
+	end_stop(&stop, outcome);
 	outcome->result.barrier |= PM_BARRIER_FREEZE;
 }
