@@ -282,6 +282,7 @@ void pm_merge(const struct pm_request *request, struct pm_outcome *outcome)
 	int pagemap = open("/proc/thread-self/pagemap", O_RDONLY | O_CLOEXEC);
 	long most = read_max_map_count();
 
+	pm_dump_merged();
 	window = choose_window();
 	outcome->result.error = pm_views_map(request);
 	pm_vma_begin();

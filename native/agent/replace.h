@@ -52,4 +52,7 @@ void pm_zero(const struct pm_range *ranges, uint32_t count, struct pm_outcome *o
 /* Pool mappings in [start, end) become anonymous memory with their content; -EBUSY: only the pages have become the process's own, as others hold some of them. */
 int pm_make_anonymous(uint64_t start, uint64_t end);
 
+/* dump.c: before the first page is merged */
+void pm_dump_merged(void);
+
 #endif

@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -253,3 +254,49 @@ def test_max_page_sharing_gives_the_kernels_numbers(
         assert (counters["pages_shared"], counters["pages_sharing"]) == (shared, sharing)
         assert counters["stable_node_chains"] == (1 if shared > 1 else 0)
         assert counters["stable_node_dups"] == (shared if shared > 1 else 0)
+
+
+def test_core_dumps_have_merged_memory(engine_daemon: EngineDaemon, twins: list[Child]) -> None:
+    def dumped(child: Child) -> int:
+        return int(Path(f"/proc/{child.pid}/coredump_filter").read_text(), 16)
+
+    Path(f"/proc/{twins[2].pid}/coredump_filter").write_text("0x10")
+    before = dumped(twins[0])
+    assert before & 1  # anonymous memory
+    merge(engine_daemon)
+    assert dumped(twins[0]) == before | 4  # private mappings of files, core(5)
+    assert dumped(twins[2]) == 0x10  # who has no anonymous memory dumped wants none
+
+
+_MANY_THREADS = """
+import hashlib, mmap, random, sys, threading
+region = mmap.mmap(-1, 2048 * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+chance = random.Random(3)
+for page in range(2048):  # in no order: a mapping for each
+    kind = page if page < 64 else chance.randrange(64)
+    region[page * 4096 : (page + 1) * 4096] = bytes([kind + 1]) * 4096
+region.madvise(12)
+over = threading.Event()
+threading.stack_size(64 * 1024)
+threads = [threading.Thread(target=over.wait) for _ in range(300)]
+for thread in threads:
+    thread.start()
+for line in sys.stdin:
+    print(hashlib.sha256(region).hexdigest(), flush=True)
+over.set()
+"""
+
+
+def test_scattered_pages_of_hundreds_of_threads_are_merged_and_come_back(
+    engine_daemon: EngineDaemon,
+) -> None:
+    env = agent_env(engine_daemon.runtime, PAGEMERGE_BARRIER="freeze")
+    with Child([sys.executable, "-c", _MANY_THREADS], env=env) as child:
+        before = child.ask("sum")
+        engine_daemon.set(run=1)
+        wait_until(lambda: engine_daemon.settle(1)["pages_sharing"] == 2048 - 64, "all merged", 120)
+        assert child.ask("sum") == before
+        engine_daemon.set(run=2)
+        wait_until(lambda: engine_daemon.counters()["pages_sharing"] == 0, "all unmerged", 120)
+        assert "memfd:pagemerge" not in Path(f"/proc/{child.pid}/maps").read_text()
+        assert child.ask("sum") == before

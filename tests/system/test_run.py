@@ -144,6 +144,7 @@ def test_knobs_are_those_given(home: Path) -> None:
     [
         (["--", "no-such-command"], 127, "No such file"),
         (["--set", "max_page_sharing=1", "--", "true"], 1, "max_page_sharing"),
+        (["--set", "run=9", "--", "true"], 1, "hint: accepted: 0, 1 or 2"),
         (["--domain", "x" * 64, "--", "true"], 2, "63 bytes"),
         (["--report", "/nowhere/file", "--quiet", "--", "true"], 2, "/nowhere/file"),
     ],
@@ -154,6 +155,25 @@ def test_what_goes_wrong_is_said(home: Path, arguments: list[str], status: int, 
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in home.iterdir()] == []
+
+
+def test_a_report_that_cannot_be_written_is_said_before_the_command_runs(
+    home: Path, tmp_path: Path
+) -> None:
+    assert home
+    done = run("--report", "/nowhere/file", "--", "touch", str(tmp_path / "ran"))
+    assert done.returncode == 2
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_exit_status_is_the_commands_though_nothing_can_be_said(home: Path) -> None:
+    assert home
+    full = run("--report", "/dev/full", "--", "sh", "-c", "exit 7")
+    assert full.returncode == 7
+    assert "/dev/full: No space left" in full.stderr
+    for redirection in ("2>/dev/full", "2>&-"):
+        command = f"{sys.executable} -m pagemerge run -- sh -c 'exit 7' {redirection}"
+        assert subprocess.run(["sh", "-c", command], check=False).returncode == 7, redirection
 
 
 def test_a_daemon_that_runs_already_is_used(

@@ -85,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
     if not argv:
         raise CommandError("no command to run", hint="pagemerge run [OPTION ...] -- CMD [ARG ...]")
     values = parse_assignments(args.set)
+    if args.report:
+        _check_writable(args.report)
     chosen = _choose(args)
     is_named = args.ksm or args.start or args.domain or args.set or args.connect
     why = None if is_named else choice.explain_run(None, chosen)
@@ -97,9 +99,7 @@ def run(args: argparse.Namespace) -> int:
     if args.report:
         _write_report(args.report, report)
     if not args.quiet:
-        from pagemerge.views.savings import print_savings
-
-        print_savings(report, sys.stderr)
+        _print_report(report)
     return status
 
 
@@ -188,8 +188,33 @@ def _run_by_kernel(args: argparse.Namespace, argv: list[str]) -> tuple[int, dict
     return status, savings.report(argv, status)
 
 
-def _write_report(path: Path, report: dict[str, object]) -> None:
+def _check_writable(path: Path) -> None:
+    """Find out before the command runs whether its report can be written.
+
+    Raises:
+        CommandError: it can't.
+    """
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise CommandError(f"the report can't be written: {path}: {error.strerror}") from error
+
+
+def _write_report(path: Path, report: dict[str, Any]) -> None:
+    """Write it; where that fails after all, the exit status is still the command's."""
     try:
         path.write_text(json.dumps(report, indent=2) + "\n")
     except OSError as error:
-        raise CommandError(f"the report can't be written: {path}: {error.strerror}") from error
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"pagemerge: error: {path}: {error.strerror}: no report\n")
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    """Print it; where stderr is full or closed, the exit status is still the command's."""
+    from pagemerge.views.savings import print_savings
+
+    try:
+        print_savings(report, sys.stderr)
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # flushed again at the end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import socket
 import time
 from collections.abc import Collection, Generator, Mapping
@@ -39,7 +40,7 @@ from pagemerge.ksm import (
 from pagemerge.memory import read_maps
 from pagemerge.units import PAGE_SIZE
 
-__all__ = ["ControlConnection", "EngineKnobs", "EngineKsm", "daemon_answers"]
+__all__ = ["ControlConnection", "EngineKnobs", "EngineKsm", "daemon_answers", "no_client"]
 
 ANSWER_SECONDS = 30.0  # the daemon answers between slices of work of some 10 ms
 STOP_SECONDS = 0.1  # how soon the end of a trace is noticed
@@ -319,10 +320,7 @@ class EngineKsm(Ksm):
         """
         rows = [row for row in self.processes() if row.pid == pid]
         if not rows:
-            raise EngineError(
-                f"process {pid} is not a client of the engine",
-                hint="start it with 'pagemerge run --connect -- CMD', or call pagemerge.enable()",
-            )
+            raise no_client(pid)
         row = rows[-1]
         name = f"process {pid} ({row.comm})"
         if row.own.get("refused"):
@@ -410,3 +408,17 @@ def _told_error(answer: Mapping[str, Any]) -> PagemergeError:
         told: PagemergeError = kind(message, hint=hint)
         return told
     return EngineError(message, hint=hint)
+
+
+def no_client(pid: int) -> EngineError | ProcessGoneError:
+    """Make the error for a process that the daemon does not know: does it run at all?"""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return ProcessGoneError(pid)
+    except OSError:
+        pass  # somebody else's
+    return EngineError(
+        f"process {pid} is not a client of the engine",
+        hint="start it with 'pagemerge run --connect -- CMD', or call pagemerge.enable()",
+    )

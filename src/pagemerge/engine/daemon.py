@@ -20,6 +20,7 @@ from typing import Any
 from pagemerge import __version__, _core
 from pagemerge.engine import paths
 from pagemerge.engine.agents import AgentServer
+from pagemerge.engine.client import no_client
 from pagemerge.engine.clients import Client
 from pagemerge.engine.control import ControlServer, Later, deadline_in
 from pagemerge.engine.scanning import Ksmd
@@ -264,10 +265,7 @@ class Daemon:
             raise CommandError('"pid" must be a number')
         client = self.agents.find(pid)
         if client is None:
-            raise EngineError(
-                f"process {pid} is not a client of the engine",
-                hint="start it with 'pagemerge run --connect -- CMD', or call pagemerge.enable()",
-            )
+            raise no_client(pid)
         return client
 
     def _regions(self, request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -453,7 +451,7 @@ def main(values: dict[str, str], *, detach: bool = False, log_file: Path | None 
     except PagemergeError as error:
         if ready is None:
             raise
-        os.write(ready, f"{error}\n".encode())
+        os.write(ready, f"{error}\n{error.hint or ''}".encode())
         os._exit(error.exit_status)
     if ready is not None:
         os._exit(0)
@@ -491,10 +489,12 @@ def _fork_away() -> int | None:
         return writing
     os.close(writing)
     with open(reading, "rb") as pipe:  # noqa: PTH123 - a descriptor, not a path
-        word = pipe.read().decode().strip()
+        word, _, hint = pipe.read().decode().strip().partition("\n")
     if word != "ready":
         os.waitpid(pid, 0)
-        raise EngineError(word or "the daemon ended before it was ready; see its log")
+        raise EngineError(
+            word or "the daemon ended before it was ready; see its log", hint=hint or None
+        )
     return None
 
 

@@ -179,16 +179,19 @@ def _wait_ready(daemon: subprocess.Popen[bytes], runtime: Path, log: Path) -> No
     deadline = time.monotonic() + START_SECONDS
     while not daemon_answers(runtime):
         if daemon.poll() is not None:
-            raise EngineError(_last_words(log) or f"the daemon ended with {daemon.returncode}")
+            raise _last_words(log) or EngineError(f"the daemon ended with {daemon.returncode}")
         if time.monotonic() > deadline:
             raise EngineError(f"the daemon was not ready in {START_SECONDS:g} seconds")
         time.sleep(0.005)
 
 
-def _last_words(log: Path) -> str:
-    """Give the daemon's error message, or else the last line of its log."""
+def _last_words(log: Path) -> EngineError | None:
+    """Give the daemon's error with its hint, or else the last line of its log."""
     lines = log.read_text(errors="replace").splitlines()
-    for line in reversed(lines):
+    for at, line in enumerate(lines):
         if line.startswith("pagemerge: error: "):
-            return f"the daemon did not start: {line.removeprefix('pagemerge: error: ')}"
-    return f"the daemon did not start: {lines[-1]}" if lines else ""
+            hints = [after.removeprefix("hint: ") for after in lines[at:] if after[:6] == "hint: "]
+            words = line.removeprefix("pagemerge: error: ")
+            hint = hints[0] if hints else None
+            return EngineError(f"the daemon did not start: {words}", hint=hint)
+    return EngineError(f"the daemon did not start: {lines[-1]}") if lines else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from pagemerge.ksm import Process
 from pagemerge.memory import read_tree
 from pagemerge.units import PAGE_SIZE
 
-__all__ = ["Sample", "Savings"]
+__all__ = ["Sample", "Savings", "part_of_pool"]
 
 LOOKS_SHARE: Final = 0.02  # of the time, at most, is spent looking
 EARLY_SHARE: Final = 0.1  # of the time so far, to the next look, at most
@@ -65,7 +65,7 @@ class Sample:
         seconds: since the start.
         counters: of the daemon.
         footprint: of the command's processes, by the kernel.
-        pool_bytes: of the pool: all of it, or, where others use the daemon, too, what is mapped.
+        pool_bytes: of the pool: all of it, or the command's part where others use the daemon, too.
         daemon_bytes: Pss of the daemon without the pool; None where others use it, too.
         processes: how many the command has.
     """
@@ -218,7 +218,8 @@ class Savings:
             seconds=now - self.started,
             counters=counters,
             footprint=footprint,
-            pool_bytes=pool or footprint.pool_bytes,
+            pool_bytes=pool
+            or part_of_pool(footprint.pool_bytes, counters["pages_shared"] or 0, clients, tree),
             daemon_bytes=daemon.own_bytes if daemon else None,
             processes=len(found),
         )
@@ -257,6 +258,26 @@ def _read_footprint(pid: int) -> Footprint | None:
         return read_footprint(pid)
     except (ProcessGoneError, NotPermittedError):
         return None
+
+
+def part_of_pool(mapped: int, kept: int, clients: Sequence[Process], ours: Set[int]) -> int:
+    """Say how much of a pool that others use, too, is the command's, as Pss would: bytes.
+
+    Each of its pages is divided by its users; the command's part is taken to be as large as its
+    part of all merged mappings.
+
+    Args:
+        mapped: what of the pool the command maps, each page once, bytes: it is no more than that.
+        kept: pages of the pool in use.
+        clients: of the daemon.
+        ours: the command's processes.
+    """
+    merging = {client.pid: client.ksm_merging_pages or 0 for client in clients}
+    everybody = sum(merging.values())
+    if not everybody:
+        return mapped
+    mine = sum(pages for pid, pages in merging.items() if pid in ours)
+    return min(mapped, kept * PAGE_SIZE * mine // everybody)
 
 
 def _children_cpu_seconds() -> float:
