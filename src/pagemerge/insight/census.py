@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +13,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pagemerge import _core
-from pagemerge.errors import NotPermittedError, NotSupportedError, PagemergeError, ProcessGoneError
+from pagemerge.errors import (
+    CommandError,
+    NotPermittedError,
+    NotSupportedError,
+    PagemergeError,
+    ProcessGoneError,
+)
 from pagemerge.insight.dumps import read_dump_regions
 from pagemerge.insight.targets import Target
 from pagemerge.memory import Smap, read_smaps, read_stat
@@ -22,6 +30,8 @@ from pagemerge.memory.privileges import what_it_takes
 __all__ = ["Progress", "Space", "SpaceRegion", "load_spaces", "obstacle", "run_census"]
 
 Progress = Callable[[str, int, int], None]  # what is done, pages done, pages in all
+
+_DESCRIPTORS_SPARE: Final = 100  # beside the targets' own
 
 # mm/ksm.c: vma_ksm_compatible(); the letters are those of VmFlags in smaps.
 _OBSTACLES: Final = {
@@ -78,26 +88,61 @@ def load_spaces(targets: Sequence[Target], *, mergeable: bool = False) -> Iterat
     Args:
         targets: processes and files.
         mergeable: only regions that are marked already (VM_MERGEABLE).
+
+    Raises:
+        CommandError: more targets than there may be open files.
+        FormatError: a file is no dump of memory.
     """
     spaces: list[Space] = []
+    with _descriptors(2 * len(targets) + _DESCRIPTORS_SPARE):
+        try:
+            for target in targets:
+                spaces.append(Space(target))
+                _load(spaces[-1], mergeable)
+            yield spaces
+        finally:
+            for space in spaces:
+                for fd in (space.fd, space.mem_fd):
+                    if fd >= 0:
+                        os.close(fd)
+
+
+@contextmanager
+def _descriptors(count: int) -> Iterator[None]:
+    """Let this process have so many open files meanwhile, where the hard limit allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft == unlimited or soft >= count:
+        yield
+        return
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (count if hard == unlimited else min(count, hard), hard)
+    )
     try:
-        for target in targets:
-            space = Space(target)
-            spaces.append(space)
-            if target.path is not None:
-                _load_file(space)
-                continue
-            try:
-                _load_process(space, mergeable)
-            except (ProcessGoneError, NotPermittedError, NotSupportedError) as error:
-                space.note = _why(error)
-                space.regions.clear()
-        yield spaces
+        yield
     finally:
-        for space in spaces:
-            for fd in (space.fd, space.mem_fd):
-                if fd >= 0:
-                    os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _load(space: Space, mergeable: bool) -> None:
+    try:
+        if space.target.path is not None:
+            _load_file(space)
+        else:
+            _load_process(space, mergeable)
+    except (ProcessGoneError, NotPermittedError, NotSupportedError) as error:
+        if space.target.path is not None:
+            raise  # it was named
+        space.note = _why(error)
+        space.regions.clear()
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        raise CommandError(
+            f"too many targets: each needs two open files, and there may be {hard}",
+            hint="raise the limit ('ulimit -Hn', systemd's LimitNOFILE), or take fewer at a time",
+        ) from error
 
 
 def _needs() -> str:

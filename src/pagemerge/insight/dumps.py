@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 import struct
 from dataclasses import dataclass
@@ -22,10 +23,11 @@ _SEGMENT_LAYOUTS: Final = {True: "IIQQQQ", False: "IIIIIII"}  # by ELF64; the fi
 _ADDRESSES: Final = (1 << 64) - PAGE_SIZE
 
 _VIRSH = "make an ELF dump: virsh dump --memory-only, or QEMU's dump-guest-memory without -z/-l/-s"
+_RESTORE = f"restore it paused (virsh restore --paused), then {_VIRSH}"
 # Formats whose bytes are not the memory's, and what to do about it.
 _OTHERS: Final[tuple[tuple[bytes, str, str], ...]] = (
-    (b"LibvirtQemudSave", "libvirt's save format (a migration stream)", _VIRSH),
-    (b"LibvirtQemudPart", "a libvirt save that was not finished", _VIRSH),
+    (b"LibvirtQemudSave", "libvirt's save format (a migration stream)", _RESTORE),
+    (b"LibvirtQemudPart", "a libvirt save that was not finished", "save it again, or " + _VIRSH),
     (b"QEVM", "QEMU's migration stream", _VIRSH),
     (b"KDUMP   ", "kdump's compressed format", _VIRSH),
     (b"makedumpfile", "makedumpfile's flattened format", _VIRSH),
@@ -73,6 +75,8 @@ def read_dump_regions(path: Path) -> list[DumpRegion]:
     except PermissionError as error:
         raise NotPermittedError(f"{path}: reading it is not permitted", where=str(path)) from error
     except OSError as error:
+        if error.errno == errno.EMFILE:
+            raise  # says nothing of this file
         what = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise FormatError(f"{path}: {what}", hint=_TARGETS) from error
 

@@ -3,7 +3,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +276,38 @@ def test_a_file_given_twice_counts_once(tmp_path: Path) -> None:
     targets = find_targets([str(path), str(path)])
     assert len(targets.items) == 1
     assert "more than once" in targets.notes[0]
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[Callable[[int], None]]:
+    """Sets the limit on open files, the hard one of this process left as it is."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield lambda limit: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_more_targets_than_open_files_are_usual_are_taken(
+    tmp_path: Path, few_descriptors: Callable[[int], None]
+) -> None:
+    paths = [write_image(tmp_path / f"{i}", [1, 10 + i]) for i in range(200)]
+    few_descriptors(150)
+    assert estimate(find_targets(files=paths)).pages_sharing == 199
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 150
+
+
+def test_more_targets_than_there_may_be_open_files_are_refused_by_name(tmp_path: Path) -> None:
+    paths = [write_image(tmp_path / f"{i}", [1]) for i in range(200)]
+    program = (
+        "import resource, sys\n"
+        "from pagemerge.commands import main\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (150, 150))\n"
+        "sys.exit(main(['estimate', *sys.argv[1:]]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *paths], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "too many targets: each needs two open files, and there may be 150" in done.stderr
 
 
 def test_nothing_to_look_at_is_said() -> None:
