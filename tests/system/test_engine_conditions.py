@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import statistics
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import pytest
 from tests.support.engine import EngineDaemon, run_engine_daemon
 from tests.support.environment import require
 from tests.support.processes import Child, read_smaps_rollup
+from tests.support.swap import swap_file
 from tests.support.victims import agent_env, holder
 from tests.support.waiting import wait_until
 
@@ -32,22 +31,6 @@ def merged_pair(daemon: EngineDaemon, one: Child, two: Child, pages: int = N) ->
     counters = daemon.settle(3)
     assert (counters["pages_shared"], counters["pages_sharing"]) == (pages, pages)
     return [one.ask("sum"), two.ask("sum")]
-
-
-@contextlib.contextmanager
-def swap_file(folder: Path) -> Iterator[None]:
-    path = folder / "swap"
-    subprocess.run(
-        ["dd", "if=/dev/zero", f"of={path}", "bs=1M", "count=128"], check=True, capture_output=True
-    )
-    path.chmod(0o600)
-    subprocess.run(["mkswap", path], check=True, capture_output=True)
-    subprocess.run(["swapon", path], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["swapoff", path], check=True)
-        path.unlink()
 
 
 def read_meminfo(name: str) -> int:

@@ -14,9 +14,11 @@ import pytest
 from pagemerge.errors import CommandError, NotPermittedError
 from pagemerge.insight import Estimate, EstimateOptions, estimate, find_targets
 from pagemerge.memory import read_smaps, read_stat
+from pagemerge.units import render_bytes
 from tests.support.environment import require
 from tests.support.kernel_ksm import KernelKsmControl
 from tests.support.processes import Child, read_smaps_rollup
+from tests.support.swap import swap_file
 from tests.support.users import package_for, python_for
 from tests.support.victims import holder
 from tests.support.waiting import wait_until
@@ -128,6 +130,29 @@ def test_pages_that_the_program_may_not_read_are_merged_and_counted(protection: 
         assert child.read_line() == "up"
         result = look(child, settle_seconds=0.0)
     assert (result.pages_shared, result.pages_sharing, result.pages_volatile) == (2, 298, 0)
+
+
+def test_what_is_in_swap_is_left_there_and_said(tmp_path: Path) -> None:
+    require(os.geteuid() == 0, "root, for a swap file")
+    source = (
+        "import mmap, os, sys\n"
+        "m = mmap.mmap(-1, 2000 * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+        "m[:] = os.urandom(len(m))\n"
+        "m.madvise(12)\n"
+        "m.madvise(21, 0, 1000 * 4096)\n"  # MADV_PAGEOUT
+        "print('up', flush=True); sys.stdin.read()\n"
+    )
+    with swap_file(tmp_path), Child(source) as child:
+        assert child.read_line() == "up"
+
+        def swapped() -> int:
+            return sum(s.sizes["Swap"] for s in read_smaps(child.pid) if s.is_mergeable)
+
+        before = swapped()
+        result = look(child, settle_seconds=0.0)
+        assert 0 < before == swapped()
+    assert result.present_pages == 2000 - before // 4096
+    assert f"{render_bytes(before)} more are in swap" in result.notes[0]
 
 
 def run_as_nobody(source: str, *arguments: str) -> Child:

@@ -61,13 +61,18 @@ class SpaceRegion:
 
 @dataclass(slots=True)
 class Space:
-    """A target, its descriptors (pagemap and mem, or the file), and its regions."""
+    """A target, its descriptors (pagemap and mem, or the file), and its regions.
+
+    Attributes:
+        swapped_bytes: of eligible regions; not read.
+    """
 
     target: Target
     fd: int = -1
     mem_fd: int = -1
     vmas: int = 0
     regions: list[SpaceRegion] = field(default_factory=list)
+    swapped_bytes: int = 0
     note: str = ""
 
     @property
@@ -177,8 +182,11 @@ def _load_process(space: Space, mergeable: bool) -> None:
         raise ProcessGoneError(target.pid)
     space.vmas = len(smaps)
     for smap in smaps:
+        if obstacle(smap) or (mergeable and not smap.is_mergeable):
+            continue
+        space.swapped_bytes += smap.sizes.get("Swap", 0)
         anonymous = smap.sizes.get("Anonymous", smap.vma.size_bytes)
-        if not anonymous or obstacle(smap) or (mergeable and not smap.is_mergeable):
+        if not anonymous:
             continue
         vma = smap.vma
         space.regions.append(

@@ -444,6 +444,12 @@ def _notes(reading: Reading, processes: Sequence[ProcessEstimate]) -> list[str]:
                 f"{space.target.label}: {zero} of it are zero: dumps have zeros where memory was "
                 "never touched, too, which is none to save"
             )
+    swapped = sum(space.swapped_bytes for space in reading.spaces if not space.note)
+    if swapped:
+        notes.append(
+            f"{render_bytes(swapped)} more are in swap, where neither this nor ksmd looks; what is "
+            "read back from there can be merged, too"
+        )
     if not reading.census.frames_known():
         notes.append(
             "physical page numbers are hidden (CAP_SYS_ADMIN): pages at one address in parent and "
