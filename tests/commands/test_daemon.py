@@ -55,6 +55,14 @@ def test_there_is_only_one_in_a_folder(home: Path) -> None:
     assert "running already" in third.stderr
 
 
+def test_a_log_that_cannot_be_written_is_said(home: Path) -> None:
+    for more in ([], ["--detach"]):
+        done = pagemerge("daemon", *more, "--log", str(home / "no" / "log"))
+        assert done.returncode == 2 - len(more)
+        assert "log can't be written" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_a_knob_that_is_refused_keeps_it_from_starting(home: Path) -> None:
     done = pagemerge("daemon", "--detach", "--set", "max_page_sharing=1")
     assert done.returncode == 1

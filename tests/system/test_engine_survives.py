@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import socket
 import struct
 import time
+from pathlib import Path
 
 import pytest
 
@@ -84,6 +86,30 @@ def test_clients_killed_at_random_leave_the_others_right(engine_daemon: EngineDa
         for process in lasting:
             read_stress(process)
     wait_until(lambda: engine_daemon.call("status")["daemon"]["agents"] == 0, "the dead forgotten")
+
+
+def test_a_daemon_without_descriptors_turns_processes_away_and_goes_on(
+    engine_daemon: EngineDaemon,
+) -> None:
+    engine_daemon.set(run=1)
+    env, pid = agent_env(engine_daemon.runtime), engine_daemon.process.pid
+    with holder(env) as one, holder(env) as two:
+        one.ask("fill seed 64")
+        one.ask("mark")
+        engine_daemon.wait_registered(1)
+        taken = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+        # enough for a connection and what comes with it, not for the daemon's own copies
+        limit = [fd for fd in range(len(taken) + 8) if fd not in taken][6]
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, before[1]))
+        two.ask("fill seed 64")
+        two.ask("mark")
+        wait_until(lambda: "was turned away" in engine_daemon.log_text(), "a refusal")
+        engine_daemon.settle(20)
+        assert 1 <= engine_daemon.log_text().count("was turned away") <= 3
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        engine_daemon.wait_registered(2)
+        wait_until(lambda: engine_daemon.counters()["pages_sharing"] == 64, "both merged")
 
 
 def connect(daemon: EngineDaemon) -> socket.socket:

@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from pagemerge import _core
 from pagemerge.engine import wire
+from pagemerge.engine.accepting import Door
 from pagemerge.engine.clients import Client, read_comm
 from pagemerge.engine.control import read_peer
 from pagemerge.engine.scanning import Ksmd
@@ -21,6 +22,7 @@ __all__ = ["AgentServer"]
 
 log = logging.getLogger("pagemerge.agents")
 
+TURNED_AWAY_MAX = 1000  # remembered, so that each is told once
 MESSAGES_A_TURN = 64  # of one agent, before others get theirs
 HELLO_FDS = (wire.HelloFd.PAGEMAP, wire.HelloFd.MAPS, wire.HelloFd.MEM, wire.HelloFd.UFFD)
 
@@ -37,11 +39,12 @@ class AgentServer:
     ) -> None:
         """Take over a listening SOCK_SEQPACKET socket; `scanner_of` gives a domain's scanner."""
         self.clients: dict[int, Client] = {}  # by mm
-        self._listener = listener
+        self._door = Door(listener)
         self._selector = selector
         self._ksmd = ksmd
         self._scanner_of = scanner_of
         self._next_mm = 1
+        self._turned_away: dict[int, str] = {}
         selector.register(listener, selectors.EVENT_READ, self._accept)
 
     def close(self) -> None:
@@ -50,8 +53,8 @@ class AgentServer:
             if client.sock is not None:
                 self._selector.unregister(client.sock)
                 client.sock.close()
-        self._selector.unregister(self._listener)
-        self._listener.close()
+        self._selector.unregister(self._door.listener)
+        self._door.close()
 
     def find(self, pid: int) -> Client | None:
         """Find the newest client of a process."""
@@ -75,9 +78,8 @@ class AgentServer:
     # connections
 
     def _accept(self, _mask: int) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except OSError:
+        sock = self._door.accept()
+        if sock is None:
             return
         pid, uid = read_peer(sock)
         if uid != os.geteuid():
@@ -102,7 +104,7 @@ class AgentServer:
             sock.close()
             return
         except (OSError, ValueError) as error:
-            log.warning("process %d (%s) was turned away: %s", pid, read_comm(pid), error)
+            self._tell_turned_away(pid, str(error))
             self._selector.unregister(sock)
             sock.close()
             return
@@ -110,6 +112,14 @@ class AgentServer:
             for fd in fds:
                 os.close(fd)
         self._selector.modify(sock, selectors.EVENT_READ, lambda _mask: self._listen(client))
+
+    def _tell_turned_away(self, pid: int, why: str) -> None:
+        """Say it once: agents come back again and again."""
+        if self._turned_away.get(pid) != why:
+            if len(self._turned_away) >= TURNED_AWAY_MAX:
+                self._turned_away.clear()
+            self._turned_away[pid] = why
+            log.warning("process %d (%s) was turned away: %s", pid, read_comm(pid), why)
 
     def _admit(self, sock: socket.socket, pid: int, datagram: bytes, fds: list[int]) -> Client:
         _core.check_message(datagram, True)
@@ -126,23 +136,28 @@ class AgentServer:
         if len(named) != len(fds):
             raise ValueError(f"{len(fds)} descriptors came, {len(named)} were named")
         given = dict(zip(named, fds, strict=True))
-        sock.send(wire.render_welcome(os.getpid()))
         scanner = self._scanner_of(hello.domain)
         mm, self._next_mm = self._next_mm, self._next_mm + 1
         parent = self.find(hello.parent) if hello.flags & wire.HelloFlag.FORKED else None
         pagemap, maps, mem, uffd = (given.get(fd, -1) for fd in HELLO_FDS)
         related = parent.mm if parent and parent.scanner is scanner else 0
         scanner.add(mm, pid, pagemap, maps, mem, uffd, related)
-        if hello.flags & wire.HelloFlag.GIVES:
-            scanner.give(mm)
-        if hello.own_end:
-            scanner.exclude(mm, hello.own_start, hello.own_end)
+        pidfd = tracker = -1
         try:
+            if hello.flags & wire.HelloFlag.GIVES:
+                scanner.give(mm)
+            if hello.own_end:
+                scanner.exclude(mm, hello.own_start, hello.own_end)
             pidfd = os.pidfd_open(pid)
+            tracker = os.dup(uffd) if uffd >= 0 else -1
+            # last: one that was welcome and is turned away all the same comes back at once
+            sock.send(wire.render_welcome(os.getpid()))
         except OSError:
             scanner.remove(mm)
+            for fd in (pidfd, tracker):
+                if fd >= 0:
+                    os.close(fd)
             raise
-        tracker = os.dup(uffd) if uffd >= 0 else -1
         client = Client(mm, pid, hello, scanner, sock, pidfd, tracker, read_comm(pid))
         former = self.find(pid)
         self.clients[mm] = client

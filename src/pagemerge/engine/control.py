@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pagemerge.engine.accepting import Door
 from pagemerge.errors import CommandError, PagemergeError
 
 __all__ = ["ControlServer", "Later", "read_peer"]
@@ -65,7 +66,7 @@ class ControlServer:
         verbs: dict[str, Callable[[dict[str, Any]], Any]],
     ) -> None:
         """Take over a listening socket."""
-        self._listener = listener
+        self._door = Door(listener)
         self._selector = selector
         self._verbs = verbs
         self._peers: set[_Peer] = set()
@@ -86,8 +87,8 @@ class ControlServer:
         for peer in list(self._peers):
             self._flush(peer)
             self._close(peer)
-        self._selector.unregister(self._listener)
-        self._listener.close()
+        self._selector.unregister(self._door.listener)
+        self._door.close()
 
     def publish(self, lines: list[dict[str, Any]], lost: int = 0) -> None:
         """Give events to all who asked for them; the slow lose some, and are told how many."""
@@ -121,9 +122,8 @@ class ControlServer:
             self._serve(peer)
 
     def _accept(self, _mask: int) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except OSError:
+        sock = self._door.accept()
+        if sock is None:
             return
         pid, uid = read_peer(sock)
         if uid not in (os.geteuid(), 0):

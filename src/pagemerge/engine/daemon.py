@@ -430,8 +430,8 @@ def main(values: dict[str, str], *, detach: bool = False, log_file: Path | None 
         ready = _fork_away()
         if ready is None:
             return 0
-    _start_log(log_file)
     try:
+        _start_log(log_file)
         with _only_one(runtime):
             _raise_descriptor_limit()
             nice = os.getpriority(os.PRIO_PROCESS, 0)
@@ -459,9 +459,12 @@ def main(values: dict[str, str], *, detach: bool = False, log_file: Path | None 
 
 
 def _start_log(log_file: Path | None) -> None:
-    handler: logging.Handler = (
-        logging.FileHandler(log_file) if log_file else logging.StreamHandler(sys.stderr)
-    )
+    try:
+        handler: logging.Handler = (
+            logging.FileHandler(log_file) if log_file else logging.StreamHandler(sys.stderr)
+        )
+    except OSError as error:
+        raise CommandError(f"the log can't be written: {log_file}: {error.strerror}") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger("pagemerge")
     root.addHandler(handler)
