@@ -93,7 +93,15 @@ def test_with_the_kernels_off_it_is_marked_and_said(
         done = applied_json(capsys, "--ksm", "kernel", "--share", "80%", *pids)
         start = int(one.ask("address"))
         marked = [r for r in KernelKsm().regions(one.pid) if r.start <= start < r.end]
+        assert main(["disable", str(one.pid)]) == 0
+        said = capsys.readouterr().err
+        at = f"{marked[0].start:x}-{marked[0].end:x}"
+        assert main(["disable", str(one.pid), "--region", at]) == 0
+        assert "by madvise" not in capsys.readouterr().err
+        unmarked = [r for r in KernelKsm().regions(one.pid) if r.start <= start < r.end]
     assert marked[0].mergeable
+    assert "regions that were marked by madvise" in said
+    assert not unmarked[0].mergeable
     applied = done["applied"]
     assert (applied["saved_pages"], applied["error_share"], applied["passes"]) == (None, None, 0)
     assert (

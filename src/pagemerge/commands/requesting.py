@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -98,6 +99,8 @@ def carry_out(args: argparse.Namespace, *, on: bool) -> int:
             if not args.json:
                 how = _stop_words(outcome) if outcome.done else " (not done)"
                 sys.stdout.write(f"{target.label}: merging {word}{how}\n")
+            if outcome.done and not on and args.ksm == "kernel" and region is None:
+                _say_what_stays(target)
     if args.json:
         json.dump([outcome.as_json(on=on) for outcome in outcomes], sys.stdout, indent=1)
         sys.stdout.write("\n")
@@ -170,6 +173,20 @@ def _check(ksm: str, pid: int, region: tuple[int, int] | None, *, on: bool) -> N
 
     with EngineKsm() as engine:
         engine.check(pid, region)
+
+
+def _say_what_stays(target: Target) -> None:
+    """Say what prctl leaves alone: regions that madvise has marked, as `advise --apply` does."""
+    from pagemerge.kernel import KernelKsm
+
+    with suppress(PagemergeError), KernelKsm() as ksm:
+        marked = [region for region in ksm.regions(target.pid) if region.mergeable]
+        if marked:
+            one = f"{marked[0].start:x}-{marked[0].end:x}"
+            sys.stderr.write(
+                f"{target.label}: regions that were marked by madvise ({len(marked)}), by itself or "
+                f"by 'advise --apply', stay on: --region {one} and the like\n"
+            )
 
 
 def _say_what_is_lacking() -> None:
