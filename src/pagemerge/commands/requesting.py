@@ -184,8 +184,8 @@ def _say_what_stays(target: Target) -> None:
         if marked:
             one = f"{marked[0].start:x}-{marked[0].end:x}"
             sys.stderr.write(
-                f"{target.label}: regions that were marked by madvise ({len(marked)}), by itself or "
-                f"by 'advise --apply', stay on: --region {one} and the like\n"
+                f"{target.label}: regions that were marked by madvise ({len(marked)}), by itself "
+                f"or by 'advise --apply', stay on: --region {one} and the like\n"
             )
 
 
