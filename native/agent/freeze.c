@@ -31,6 +31,7 @@ struct kernel_sigaction {
 static _Atomic uint32_t epoch;           /* odd: stopped; also the futex that the stopped wait on */
 static _Atomic uint64_t arrivals;        /* epoch << 32 | threads that have arrived */
 static _Atomic uint32_t arrived_futex;
+static _Atomic uint32_t awaited; /* so many arrivals */
 static struct {
 	_Atomic uint64_t who; /* epoch << 32 | tid: one that comes late from an earlier stop is not taken for a stopped one */
 	_Atomic uint64_t sp, tp;
@@ -114,7 +115,8 @@ static inline __attribute__((always_inline)) bool arrive(uint32_t mine)
 	atomic_store(&parked[slot].tp, (uint64_t)__builtin_thread_pointer());
 	atomic_store(&parked[slot].who, (uint64_t)mine << 32 | (uint32_t)syscall(SYS_gettid));
 	atomic_fetch_add(&arrived_futex, 1);
-	futex(&arrived_futex, FUTEX_WAKE, 1, NULL);
+	if (slot + 1 >= atomic_load(&awaited)) /* the last; waking it for each would cost more than all else here */
+		futex(&arrived_futex, FUTEX_WAKE, 1, NULL);
 	return true;
 }
 
@@ -266,12 +268,14 @@ static uint64_t now_usecs(void)
 /* Until all that were signalled have arrived, or nothing happens any more. */
 static void wait_for_arrivals(void)
 {
+	atomic_store(&awaited, signalled_count);
 	for (;;) {
 		uint32_t seen = atomic_load(&arrived_futex);
 
 		if ((uint32_t)atomic_load(&arrivals) >= signalled_count)
 			return;
-		if (futex(&arrived_futex, FUTEX_WAIT, seen, &(struct timespec){ .tv_nsec = 50000 }) && errno == ETIMEDOUT)
+		if (futex(&arrived_futex, FUTEX_WAIT, seen, &(struct timespec){ .tv_nsec = 50000 }) && errno == ETIMEDOUT &&
+		    atomic_load(&arrived_futex) == seen)
 			return;
 	}
 }
@@ -295,6 +299,7 @@ int pm_freeze_begin(unsigned int timeout_usecs)
 		return -errno;
 	number = atomic_load(&epoch) + 1;
 	signalled_count = 0;
+	atomic_store(&awaited, UINT32_MAX);
 	own_sp = (uint64_t)__builtin_frame_address(0);
 	own_tp = (uint64_t)__builtin_thread_pointer();
 	atomic_store(&arrivals, (uint64_t)number << 32);

@@ -482,6 +482,8 @@ int pm_views_map(const struct pm_request *request)
 
 bool pm_views_hold(const struct pm_request *request)
 {
+	if (pm_table_is_own())
+		return true;
 	for (uint32_t i = 0; i < request->nfds; i++)
 		if (!still_segment(i, request->fds[i]))
 			return false;

@@ -44,7 +44,7 @@ static bool welcomed, was_connected, preloaded, forked, private_table;
 static int32_t fork_parent;
 static uint32_t barriers, freeze_max_usecs;
 static char told_refusal[PM_DOMAIN_MAX]; /* what the daemon knows */
-static bool refusal_changed;
+static bool told_giving, say_anew; /* what the daemon knows is not so any more */
 static pthread_t thread;
 static atomic_bool greeted; /* hello is said; nothing may come before it */
 static char *stack;
@@ -244,13 +244,13 @@ static uint32_t find_barriers(void)
 	return found;
 }
 
-/* A file of its own that the program could close, or a limit or filter that forbids to write it: the daemon reads and writes then. */
+/* A file of its own that the program could close, or a limit or filter that forbids to write it, or to have many: the daemon reads and writes then. */
 static bool can_give(void)
 {
-	struct rlimit limit;
+	struct rlimit size, files;
 
-	return private_table && prctl(PR_GET_SECCOMP) == 0 && !getrlimit(RLIMIT_FSIZE, &limit) && limit.rlim_cur >= PM_SEGMENT_BYTES &&
-	       !getenv("PAGEMERGE_NO_GIVING");
+	return private_table && prctl(PR_GET_SECCOMP) == 0 && !getrlimit(RLIMIT_FSIZE, &size) && size.rlim_cur >= PM_SEGMENT_BYTES &&
+	       !getrlimit(RLIMIT_NOFILE, &files) && files.rlim_cur >= 2 * PM_FDS_MAX && !getenv("PAGEMERGE_NO_GIVING");
 }
 
 static int say_hello(void)
@@ -266,11 +266,12 @@ static int say_hello(void)
 	uint32_t n = 0;
 
 	barriers = find_barriers();
+	told_giving = can_give();
 	*hello = (struct pm_hello){
 		.version = PM_PROTOCOL_VERSION,
 		.flags = (preloaded ? PM_HELLO_PRELOADED : PM_HELLO_IMPORTED) | (forked ? PM_HELLO_FORKED : 0) |
 			 (pm_marks_all() ? PM_HELLO_ALL : 0) | (was_connected ? PM_HELLO_BACK : 0) | (private_table ? 0 : PM_HELLO_SHARED_TABLE) |
-			 (can_give() ? PM_HELLO_GIVES : 0),
+			 (told_giving ? PM_HELLO_GIVES : 0),
 		.barriers = barriers,
 		.parent = forked ? fork_parent : 0,
 		.page_size = PM_PAGE_SIZE,
@@ -281,7 +282,7 @@ static int say_hello(void)
 	pm_refusal_find(&finding, NULL, 0);
 	memcpy(hello->refusal, finding.refusal, sizeof(finding.refusal));
 	memcpy(told_refusal, finding.refusal, sizeof(finding.refusal));
-	refusal_changed = false;
+	say_anew = false;
 	for (uint32_t i = 0; i < 3; i++) {
 		fds[n] = open(files[i], O_RDONLY | O_CLOEXEC);
 		if (fds[n] >= 0) {
@@ -409,7 +410,7 @@ static const struct pm_header *carry_out(size_t length, const int *fds, uint32_t
 	if (changes)
 		pm_refusal_find(&finding, private_table ? NULL : fds, private_table ? 0 : nfds);
 	if (changes && finding.refusal[0])
-		refusal_changed = strcmp(told_refusal, finding.refusal) != 0;
+		say_anew = strcmp(told_refusal, finding.refusal) != 0;
 	if (header->type == PM_UNMERGE) {
 		pm_unmerge(body, header->count, finding.refusal[0] != 0, out);
 	} else if (changes && finding.refusal[0]) {
@@ -427,8 +428,10 @@ static const struct pm_header *carry_out(size_t length, const int *fds, uint32_t
 				named = request.runs[i].segment + 1;
 		if (nfds == named + 1) /* the daemon adds our own tracker's descriptor at the end */
 			request.tracker = fds[named], request.nfds = named;
-		if (named > nfds)
+		if (named > nfds) {
 			out->result.error = -EBADF;
+			say_anew = told_giving && !can_give(); /* the program may have lowered its limit */
+		}
 		else
 			pm_merge(&request, out);
 	} else if (header->type == PM_ZERO) {
@@ -477,7 +480,7 @@ static void take_request(void)
 	pm_replace_unlock();
 	if (done)
 		answer(done); /* not under the lock: the daemon may make us wait */
-	if (refusal_changed)
+	if (say_anew)
 		hang_up(); /* and say hello again, with the reason */
 }
 

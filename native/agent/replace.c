@@ -25,7 +25,6 @@ enum {
 	VMA_RESERVE = 1000,
 	MANY_THREADS = 100, /* from which a stop is dear */
 	REST = 20,          /* times what it took, until the next one */
-	UFFD_UNTRIED = -4096,
 };
 
 static struct pm_group groups[BATCH_GROUPS];
@@ -33,7 +32,6 @@ static long vmas_left;
 static uint32_t window = PM_GROUP_PAGES;
 static uint64_t prepared_end;
 static uint64_t rest_until; /* ns */
-static int uffd = UFFD_UNTRIED; /* of this request, for the userfaultfd barrier; -errno: none */
 
 void pm_fail(struct pm_outcome *outcome, uint64_t addr, uint32_t npages, uint32_t why)
 {
@@ -58,14 +56,23 @@ void pm_fail(struct pm_outcome *outcome, uint64_t addr, uint32_t npages, uint32_
  * How many pages are kept from being written at a time.  A program that is at work meets them the more often, and waits the longer, the more they
  * are; one that sleeps does not mind.
  */
+static int64_t used_before, at_before;
+static const int64_t STOPPED_NS = 200000; /* what threads may use to come back from the last stop */
+
+/* The two clocks are not read at once: the difference may even go back a little. */
+static int64_t used_by_program(void)
+{
+	return (int64_t)(pm_clock_ns(CLOCK_PROCESS_CPUTIME_ID) - pm_clock_ns(CLOCK_THREAD_CPUTIME_ID));
+}
+
+/* What it uses during a request does not count: being stopped takes CPU, too, of one that sleeps. */
 static uint32_t choose_window(void)
 {
-	static uint64_t used_before, at_before;
-	uint64_t used = pm_clock_ns(CLOCK_PROCESS_CPUTIME_ID) - pm_clock_ns(CLOCK_THREAD_CPUTIME_ID), at = pm_clock_ns(CLOCK_MONOTONIC);
-	bool busy = used - used_before > (at - at_before) / 20;
+	static bool busy;
+	int64_t passed = (int64_t)pm_clock_ns(CLOCK_MONOTONIC) - at_before;
 
-	used_before = used;
-	at_before = at;
+	if (passed > 2 * STOPPED_NS) /* else it can't be told, and is taken to be as before */
+		busy = used_by_program() - used_before > STOPPED_NS + passed / 20;
 	/* Of many threads the stop itself takes longer than what it is for. */
 	return busy && pm_freeze_threads() < MANY_THREADS ? BUSY_PAGES : PM_GROUP_PAGES;
 }
@@ -74,6 +81,12 @@ static uint32_t choose_window(void)
 static bool is_resting(void)
 {
 	return rest_until && pm_clock_ns(CLOCK_MONOTONIC) < rest_until;
+}
+
+static void choose_window_end(void)
+{
+	used_before = used_by_program();
+	at_before = (int64_t)pm_clock_ns(CLOCK_MONOTONIC);
 }
 
 /* How a group is kept still while it is looked at and replaced. */
@@ -155,9 +168,7 @@ static void commit_window(int pagemap, struct pm_group *first, uint32_t n, const
 	bool closed = !error, protected = false;
 
 	if (closed && first->barrier == PM_BARRIER_UFFD) {
-		if (uffd == UFFD_UNTRIED)
-			uffd = pm_uffd_open();
-		fd = uffd;
+		fd = pm_uffd_open();
 		error = fd < 0 ? fd : pm_uffd_protect(fd, start, end, request->tracker);
 		protected = !error;
 		if (protected && pm_refusal_stale()) /* a page could have been taken hold of before it was protected */
@@ -305,13 +316,11 @@ void pm_merge(const struct pm_request *request, struct pm_outcome *outcome)
 		for (uint32_t i = 0; i < n; i++)
 			finish(&groups[i], outcome);
 	}
-	if (uffd >= 0) /* which goes through all mappings, so that it is not opened without need */
-		close(uffd);
-	uffd = UFFD_UNTRIED;
 	pm_vma_end();
 	pm_vma_note(most - vmas_left);
 	pm_views_unmap(request->nfds);
 	pm_scatter_end();
+	choose_window_end();
 	if (pagemap >= 0)
 		close(pagemap);
 }

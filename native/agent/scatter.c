@@ -37,8 +37,11 @@ static uint32_t count_gaps(const struct pm_group *group)
 	return count;
 }
 
-/* Those that may be replaced, are watched for writes from now on, and equal the pool's pages: how many. */
-static uint32_t choose(int pagemap, struct pm_group *first, uint32_t n, const struct pm_request *request)
+/*
+ * Those that may be replaced, and equal the pool's pages: how many.  Writes are tracked since the daemon's look at them, so that what is not written when the threads are stopped
+ * is what was compared.
+ */
+static uint32_t choose(struct pm_group *first, uint32_t n, const struct pm_request *request)
 {
 	uint32_t count = 0, copies = 0;
 
@@ -62,10 +65,6 @@ static uint32_t choose(int pagemap, struct pm_group *first, uint32_t n, const st
 			continue;
 		end = first[k - 1].end;
 		pm_calls_note_merged(start, end);
-		if (!pm_range_track(pagemap, start, end)) {
-			memset(ready + i, 0, k - i);
-			continue;
-		}
 		for (uint32_t at = i; at < k; at++) {
 			ready[at] = pm_group_equals(&first[at], request->fds);
 			count += ready[at];
@@ -185,7 +184,7 @@ void pm_scatter(int pagemap, struct pm_group *first, uint32_t n, const struct pm
 
 	if (pm_gate_close(first->start, first[n - 1].end))
 		return;
-	if (choose(pagemap, first, n, request)) {
+	if (choose(first, n, request)) {
 		began = pm_clock_ns(CLOCK_MONOTONIC);
 		if (!pm_stop_to_commit()) {
 			leave_written(pagemap, first, n);

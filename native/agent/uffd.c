@@ -2,8 +2,8 @@
 /*
  * The userfaultfd barrier: pages are write-protected, and whoever writes to one, in user mode or in a system call, sleeps until we are done.
  *
- * Each request has a userfaultfd of its own, that nobody else holds: the end of this process, too, wakes the sleepers.  A user-mode-only one
- * would not do: a system call that writes to a protected page would fail with EFAULT.
+ * The userfaultfd is the agent's alone, so that the end of this process, too, wakes the sleepers; it is kept, for closing one goes through all mappings of the process.  A
+ * user-mode-only one would not do: a system call that writes to a protected page would fail with EFAULT.
  */
 #include "agent.h"
 
@@ -43,7 +43,7 @@ static int open_with(uint64_t features)
  */
 static bool populate;
 
-int pm_uffd_open(void)
+static int uffd_open(void)
 {
 	int fd = open_with(UFFD_FEATURE_PAGEFAULT_FLAG_WP | PM_UFFD_FEATURE_WP_UNPOPULATED);
 
@@ -53,11 +53,20 @@ int pm_uffd_open(void)
 
 bool pm_uffd_possible(void)
 {
-	int fd = pm_uffd_open();
+	int fd = uffd_open();
 
 	if (fd >= 0)
 		close(fd);
 	return fd >= 0;
+}
+
+static int barrier = -1;
+
+int pm_uffd_open(void)
+{
+	if (barrier < 0)
+		barrier = uffd_open();
+	return barrier;
 }
 
 int pm_uffd_protect(int fd, uint64_t start, uint64_t end, int tracker)
@@ -143,6 +152,6 @@ void pm_uffd_fill(void *to, const void *from, size_t length)
 /* A child of fork(2) has none. */
 void pm_uffd_forked(void)
 {
-	filler = -1;
+	barrier = filler = -1;
 	filling.len = 0;
 }

@@ -16,7 +16,8 @@
 
 #define PM_PROTOCOL_VERSION 1u
 #define PM_MESSAGE_MAX 65536u /* bytes in one datagram, header included */
-#define PM_FDS_MAX 16u        /* descriptors in one datagram */
+#define PM_FDS_MAX 64u        /* descriptors in one datagram, to PM_HELLO_GIVES */
+#define PM_FDS_FEW 16u        /* to others */
 #define PM_HASH_PAGES 4096u   /* pages of one PM_HASH */
 #define PM_SEGMENT_BYTES (64u << 20) /* of a file of the pool */
 #define PM_DOMAIN_MAX 64u     /* bytes of a domain's name, the final NUL included */
@@ -63,7 +64,7 @@ enum pm_hello_flag {
 	PM_HELLO_FORKED = 1u << 2,    /* child of `parent`, which had an agent */
 	PM_HELLO_ALL = 1u << 3,       /* PR_SET_MEMORY_MERGE is on already (inherited, or `run --all`) */
 	PM_HELLO_BACK = 1u << 4,      /* was connected before: the marks follow anew */
-	PM_HELLO_GIVES = 1u << 6,    /* hashes its pages itself, and writes them to the pool */
+	PM_HELLO_GIVES = 1u << 6,    /* hashes its pages itself, and writes them to the pool; takes many descriptors */
 	PM_HELLO_SHARED_TABLE = 1u << 5, /* no descriptor table of its own is to be had: no barrier by userfaultfd */
 };
 

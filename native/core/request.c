@@ -15,6 +15,7 @@ enum {
 	RUNS_MAX = (PM_MESSAGE_MAX - sizeof(struct pm_header)) / sizeof(struct pm_run),
 	RANGES_MAX = (PM_MESSAGE_MAX - sizeof(struct pm_header)) / sizeof(struct pm_range),
 	SEGMENTS_MAX = PM_FDS_MAX - 1, /* one descriptor is the write tracker's */
+	SEGMENTS_FEW = PM_FDS_FEW - 1,
 	SMALL_PIECE = 64,  /* pages */
 	SAME_PIECE = 16,   /* a step of fewer slots is a gap, not another piece */
 	GAP_SCARCE = 64,   /* longest gap when mappings are scarce */
@@ -52,7 +53,7 @@ static uint32_t segment_index(struct build *build, uint32_t slot)
 	for (i = 0; i < build->nsegments; i++)
 		if (build->segments[i] == id)
 			return i;
-	if (i == SEGMENTS_MAX)
+	if (i >= (build->mm->gives ? SEGMENTS_MAX : SEGMENTS_FEW))
 		return SEGMENTS_MAX;
 	build->segments[build->nsegments++] = id;
 	return i;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -98,10 +99,11 @@ class Client:
                 fds = [*fds, self.tracker]  # must give way to the agent's own userfaultfd
             try:
                 socket.send_fds(self.sock, [datagram], fds)
-            except BlockingIOError:
-                self._unsent = request
-                break
-            except OSError:
+            except OSError as error:
+                # No room, or too many descriptors under way to other processes: later.
+                if error.errno in {errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS}:
+                    self._unsent = request
+                    break
                 with suppress(OSError):  # the server sees the end, and closes what it watches
                     self.sock.shutdown(socket.SHUT_RDWR)
                 break
