@@ -51,6 +51,7 @@ class Donor:
         self.memory = mmap.mmap(-1, pages * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.memory[:] = random.Random(seed).randbytes(pages * PAGE)
         self.address = addressof(c_char.from_buffer(self.memory))
+        self.pages = pages
         self._server: threading.Thread | None = None
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.connect(str(runtime / "agent.sock"))
@@ -92,12 +93,13 @@ class Donor:
             for fd in fds:
                 os.close(fd)
             if kind == wire.Kind.HASH:
-                self._hash(seq, wire.parse_ranges(datagram))
+                self.hash(seq, wire.parse_ranges(datagram))
             elif kind in (wire.Kind.MERGE, wire.Kind.UNMERGE, wire.Kind.ZERO):
                 self.answer(seq, error=-errno.EBUSY)  # it maps nothing
         return None
 
-    def _hash(self, seq: int, ranges: list[wire.Range]) -> None:
+    def hash(self, seq: int, ranges: list[wire.Range]) -> None:
+        """Answer a request for hashes, truly."""
         keys = b""
         for item in ranges:
             start, end = item.start - self.address, item.end - self.address

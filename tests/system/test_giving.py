@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.donor import PAGE, Donor, Gift, donor
 from tests.support.engine import EngineDaemon
+from tests.support.liar import Liar
 from tests.support.processes import Child
 from tests.support.victims import agent_env, compiled, holder
 from tests.support.waiting import wait_until
@@ -297,3 +298,32 @@ def test_what_is_given_in_one_domain_is_never_mapped_in_another(
         engine_daemon.settle(4)
         assert not pool_files(child.pid)
         assert child.ask("sum") == before
+
+
+def test_clients_that_lie_about_all_that_they_are_asked_harm_nobody(
+    engine_daemon: EngineDaemon,
+) -> None:
+    deadline = time.monotonic() + float(os.environ.get("PAGEMERGE_STRESS_SECONDS", "4"))
+    env = agent_env(engine_daemon.runtime)
+    lives = 0
+    with holder(env) as one, holder(env) as two:
+        for child in (one, two):
+            child.ask(f"fill seed {N}")
+            child.ask("mark")
+        before = one.ask("sum")
+        engine_daemon.set(run=1)
+        while time.monotonic() < deadline or not lives:
+            liar = Liar(engine_daemon.runtime, "seed", N)
+            with contextlib.suppress(ConnectionError, BrokenPipeError):
+                while time.monotonic() < deadline:
+                    liar.lie()
+                    if liar.chance.random() < 0.05:
+                        liar.say_something()
+                    assert one.ask("sum") == two.ask("sum") == before
+            liar.close()
+            lives += 1
+            assert engine_daemon.process.poll() is None
+        wait_until(lambda: engine_daemon.counters()["pages_sharing"] == N, "what is true", 60)
+        assert one.ask("sum") == two.ask("sum") == before
+        one.ask("write 0 1")
+        assert two.ask("sum") == before
