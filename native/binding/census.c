@@ -405,6 +405,11 @@ static PyObject *census_frames_known(PyObject *object, PyObject *Py_UNUSED(unuse
 	return PyBool_FromLong(pm_census_frames_known(((Census *)object)->census));
 }
 
+static PyObject *census_huge_known(PyObject *object, PyObject *Py_UNUSED(unused))
+{
+	return PyBool_FromLong(pm_census_huge_known(((Census *)object)->census));
+}
+
 static PyMethodDef methods[] = {
 	{ "add_process", census_add_process, METH_VARARGS, "Add a process by pid, pagemap and mem descriptors; its number." },
 	{ "add_file", census_add_file, METH_VARARGS, "Add a file by descriptor; its number." },
@@ -420,6 +425,7 @@ static PyMethodDef methods[] = {
 	{ "spaces", census_spaces, METH_NOARGS, "(state, errno) of each space." },
 	{ "held_bytes", census_held_bytes, METH_NOARGS, "Memory held at the peak." },
 	{ "frames_known", census_frames_known, METH_NOARGS, "Whether the kernel showed physical page numbers." },
+	{ "huge_known", census_huge_known, METH_NOARGS, "Whether the kernel told which pages are huge." },
 	{ NULL, NULL, 0, NULL },
 };
 

@@ -58,14 +58,12 @@ int pm_census_create(uint32_t sample, uint64_t salt, unsigned int threads, struc
 	if (c->frames)
 		(void)madvise((void *)c->frames, c->frames_bytes, MADV_NOHUGEPAGE);
 	c->frames_known = c->frames != NULL;
-	c->kpageflags_fd = -1;
+	c->kpageflags_fd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC); /* needs root; without it, -1 */
 	fd = open("/sys/kernel/mm/ksm/pages_shared", O_RDONLY | O_CLOEXEC);
 	if (fd >= 0) {
-		if (read(fd, text, sizeof(text) - 1) > 0 && strtoul(text, NULL, 10) > 0)
-			c->kpageflags_fd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
+		c->ksm_active = read(fd, text, sizeof(text) - 1) > 0 && strtoul(text, NULL, 10) > 0;
 		close(fd);
 	}
-	c->ksm_active = c->kpageflags_fd >= 0;
 	pthread_mutex_init(&c->lock, NULL);
 	*out = c;
 	return 0;

@@ -123,5 +123,6 @@ size_t pm_census_spaces(const struct pm_census *c);
 void pm_census_space(const struct pm_census *c, size_t space, struct pm_census_space_info *out);
 uint64_t pm_census_bytes(const struct pm_census *c); /* memory held at the peak */
 int pm_census_frames_known(const struct pm_census *c);
+int pm_census_huge_known(const struct pm_census *c); /* PAGEMAP_SCAN, Linux 6.7, tells which pages are huge */
 
 #endif

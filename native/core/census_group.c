@@ -451,6 +451,11 @@ void pm_census_region(const struct pm_census *c, size_t region, struct pm_census
 	*out = c->regions[region].info;
 }
 
+int pm_census_huge_known(const struct pm_census *c)
+{
+	return c->scan_works;
+}
+
 int pm_census_frames_known(const struct pm_census *c)
 {
 	return c->frames_known;

@@ -12,6 +12,7 @@
 
 #define PAGEMAP_PFN ((1ull << 55) - 1)
 #define KPF_KSM_BIT 21
+#define KPF_ZERO_PAGE_BIT 24
 
 /* A thirtieth of a core that a program of nice 0 wants for itself. */
 enum { READER_NICE = 15 };
@@ -33,15 +34,32 @@ static bool seen_before(struct pm_census *c, uint64_t entry)
 	return atomic_fetch_or_explicit(&c->frames[pfn / 64], bit, memory_order_relaxed) & bit;
 }
 
-static bool is_merged_now(struct pm_census *c, uint64_t entry)
+static uint64_t kpageflags(const struct pm_census *c, uint64_t entry)
 {
 	uint64_t flags = 0;
 
-	if (!c->ksm_active || entry & PAGEMAP_EXCLUSIVE || !(entry & PAGEMAP_PFN))
+	if (!(entry & PAGEMAP_PFN) || pread(c->kpageflags_fd, &flags, 8, (off_t)((entry & PAGEMAP_PFN) * 8)) != 8)
+		return 0;
+	return flags;
+}
+
+static bool is_merged_now(struct pm_census *c, uint64_t entry)
+{
+	return c->ksm_active && !(entry & PAGEMAP_EXCLUSIVE) && kpageflags(c, entry) >> KPF_KSM_BIT & 1;
+}
+
+/*
+ * Whether a page of zeros is the kernel's zero page, which memory that was only read maps, and which is no candidate.
+ * PAGEMAP_SCAN leaves it out; before Linux 6.7 its frame tells, and where that is hidden, that others map it, too.
+ */
+static bool is_zero_page(const struct pm_census *c, const struct pm_space *s, uint64_t page)
+{
+	uint64_t entry = 0, flags;
+
+	if (c->scan_works || pread(s->fd, &entry, sizeof(entry), (off_t)(page * 8)) != sizeof(entry))
 		return false;
-	if (pread(c->kpageflags_fd, &flags, 8, (off_t)((entry & PAGEMAP_PFN) * 8)) != 8)
-		return false;
-	return flags >> KPF_KSM_BIT & 1;
+	flags = kpageflags(c, entry);
+	return flags ? flags >> KPF_ZERO_PAGE_BIT & 1 : !(entry & PAGEMAP_EXCLUSIVE);
 }
 
 /* By content, so that equal pages are kept or left together; the factor makes each salt another choice. */
@@ -74,7 +92,7 @@ static bool is_kept(struct pm_reader *rd, const struct pm_region *r, uint64_t ha
 }
 
 static void take_page(struct pm_reader *rd, const struct pm_region *r, const uint8_t *bytes, uint64_t base, uint64_t page,
-		      uint32_t flag)
+		      uint32_t flag, bool common)
 {
 	uint64_t hash = pm_page_hash(bytes);
 
@@ -83,6 +101,8 @@ static void take_page(struct pm_reader *rd, const struct pm_region *r, const uin
 			rd->hash[rd->count++] = hash;
 		return;
 	}
+	if (common && hash == rd->c->zero_hash && is_zero_page(rd->c, &rd->c->spaces[r->space], page))
+		return;
 	rd->info.present++;
 	rd->info.huge += !!(flag & PM_REC_HUGE);
 	if (!is_kept(rd, r, hash, page, &flag))
@@ -103,7 +123,7 @@ static int flush_chunk(struct pm_reader *rd, const struct pm_region *r, uint64_t
 		return error;
 	for (i = 0; i < rd->n; i++) {
 		if (got[i])
-			take_page(rd, r, rd->buffer + (size_t)i * PM_PAGE_SIZE, base, rd->page[i], rd->flag[i]);
+			take_page(rd, r, rd->buffer + (size_t)i * PM_PAGE_SIZE, base, rd->page[i], rd->flag[i], rd->common[i]);
 		else
 			rd->info.lost++;
 	}

@@ -20,7 +20,7 @@ from tests.support.kernel_ksm import KernelKsmControl
 from tests.support.processes import Child, read_smaps_rollup
 from tests.support.swap import swap_file
 from tests.support.users import package_for, python_for
-from tests.support.victims import holder
+from tests.support.victims import compiled, holder
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("kernel_ksm_lock")  # they register with it
@@ -169,6 +169,32 @@ def require_other_user() -> None:
             child.read_line()
     except EOFError:
         require(False, "an interpreter with numpy that other users may run")
+
+
+@pytest.mark.parametrize("user", [None, NOBODY])
+@pytest.mark.parametrize("lacks", ["", "pagemap_scan"])
+def test_the_kernels_zero_page_is_none_to_save_also_on_older_kernels(
+    lacks: str, user: int | None
+) -> None:
+    """Before Linux 6.7 nothing but its frame tells it from zeros that a program wrote."""
+    if user:
+        require_other_user()
+    source = (
+        "import json, mmap, os\n"
+        "from pagemerge.insight import EstimateOptions, estimate, find_targets\n"
+        "m = mmap.mmap(-1, 1000 * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+        "m.madvise(15); m.madvise(12)\n"
+        "m[:10 * 4096] = bytes(10 * 4096); m[999 * 4096] = 1\n"
+        "sum(m[i * 4096] for i in range(200, 300))\n"
+        "targets = find_targets(pids=[os.getpid()])\n"
+        "r = estimate(targets, EstimateOptions(mergeable=True, settle_seconds=0.0))\n"
+        "print(json.dumps((r.present_pages, r.zero_pages, r.notes)), flush=True)\n"
+    )
+    argv = [str(compiled("deny")), lacks] if lacks else []
+    with Child([*argv, python_for(user), "-c", source], env=package_for(user), user=user) as child:
+        present, zero, notes = json.loads(child.read_line())
+    assert (present, zero) == (11, 10)
+    assert any("which pages are huge is not told" in note for note in notes) == bool(lacks)
 
 
 def test_huge_pages_that_would_be_split_are_counted() -> None:

@@ -455,6 +455,8 @@ def _notes(reading: Reading, processes: Sequence[ProcessEstimate]) -> list[str]:
             "physical page numbers are hidden (CAP_SYS_ADMIN): pages at one address in parent and "
             "child are taken as shared by fork"
         )
+    if not reading.census.huge_known():
+        notes.append("which pages are huge is not told (PAGEMAP_SCAN, Linux 6.7): none are counted")
     if reading.options.sample > 1:
         notes.append(
             "a sample of contents does not tell what lies side by side: the engine's runs and VMAs "
