@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import random
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pagemerge.engine import wire
-from tests.support.victims import agent_env, compiled, read_stress, run_stress
+from tests.support.environment import require
+from tests.support.victims import agent_env, compiled, holder, read_stress, run_stress
 from tests.system.test_agent import GAP, JOINED, PAGE, RANGE, RUN, Peer, segment
 
 SECONDS = float(os.environ.get("PAGEMERGE_STRESS_SECONDS", "5"))
@@ -268,3 +272,58 @@ def test_no_write_is_lost_beside_threads_that_can_not_be_stopped_or_read_files_d
     totals, _ = hammer_program(listener, tmp_path, barrier, "ways", what)
     if not (what == "direct" and barrier == "uffd"):  # nothing is merged by that barrier then
         assert totals["merged"] > 0
+
+
+def poke(pid: int, start: int, content: bytes, over: threading.Event) -> tuple[int, int]:
+    """Write to a process's pages from here, as debuggers do: how many writes, how many lost."""
+    chance = random.Random(7)
+    writes = lost = 0
+
+    def put(data: bytes, at: int) -> None:
+        while True:
+            with contextlib.suppress(OSError):  # EIO: just being replaced
+                os.pwrite(memory, data, at)
+                return
+
+    memory = os.open(f"/proc/{pid}/mem", os.O_RDWR)
+    while not over.is_set():
+        place = chance.randrange(PAGES) * PAGE
+        new = bytes([content[place] ^ 0xFF])
+        put(new, start + place)
+        lost += os.pread(memory, 1, start + place) != new
+        put(content[place : place + 1], start + place)
+        writes += 1
+    os.close(memory)
+    return writes, lost
+
+
+def test_what_a_debugger_writes_while_userfaultfd_holds_writers_off_is_not_lost(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    content = random.Random("seed").randbytes(PAGES * PAGE)
+    fd, chance, merged, over = segment(content), random.Random(8), 0, threading.Event()
+    with holder(agent_env(tmp_path, PAGEMERGE_BARRIER="uffd")) as child:
+        child.ask(f"fill seed {PAGES}")
+        start = int(child.ask("address"))
+        child.ask("mark")
+        sock, _ = listener.accept()
+        sock.settimeout(20)
+        peer = Peer(sock)
+        require(peer.hello.barriers & wire.Barrier.UFFD, "userfaultfd")
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(poke, child.pid, start, content, over)
+            deadline = time.monotonic() + SECONDS
+            try:
+                while time.monotonic() < deadline or not merged:
+                    length = chance.choice([16, 64, 512])
+                    first = chance.randrange(PAGES - length + 1)
+                    run = RUN.pack(start + first * PAGE, length, 0, first, 0)
+                    merged += peer.ask(wire.Kind.MERGE, [run], [fd, peer.fds[-1]]).merged
+            finally:
+                over.set()
+            writes, lost = found.result(30)
+        assert lost == 0
+        assert writes > 0
+        assert child.ask("sum") == hashlib.sha256(content).hexdigest()
+        peer.close()
+    os.close(fd)
