@@ -13,6 +13,8 @@ import pytest
 
 from pagemerge.errors import CommandError, NotPermittedError
 from pagemerge.insight import Estimate, EstimateOptions, estimate, find_targets
+from pagemerge.insight.census import load_spaces, run_census
+from pagemerge.insight.estimate import Reading, summarize
 from pagemerge.memory import read_smaps, read_stat
 from pagemerge.units import render_bytes
 from tests.support.environment import require
@@ -153,6 +155,24 @@ def test_what_is_in_swap_is_left_there_and_said(tmp_path: Path) -> None:
         assert 0 < before == swapped()
     assert result.present_pages == 2000 - before // 4096
     assert f"{render_bytes(before)} more are in swap" in result.notes[0]
+
+
+def test_what_is_unmapped_before_it_is_read_costs_a_note() -> None:
+    with holder({}) as child:
+        child.ask(f"fill same {5 * PAGES}")
+        targets, options = find_targets(pids=[child.pid]), EstimateOptions()
+        with load_spaces(targets.items) as spaces:
+            child.ask("drop")
+            census, seconds = run_census(
+                spaces, sample=1, salt=0, threads=1, settle_seconds=None, progress=None
+            )
+            regions = [(space, region) for space in spaces for region in space.regions]
+            result = summarize(Reading(spaces, regions, census, seconds, options, ()))
+        assert result.present_pages
+        (note,) = (note for note in result.notes if "gone before they were read" in note)
+        assert note.startswith(spaces[0].target.label)
+        again = estimate(targets)
+    assert not any("gone before" in note for note in again.notes)
 
 
 def run_as_nobody(source: str, *arguments: str) -> Child:

@@ -151,7 +151,10 @@ def _load(space: Space, mergeable: bool) -> None:
 
 
 def _needs() -> str:
-    return what_it_takes("CAP_SYS_PTRACE", "needs its own user, or root (CAP_SYS_PTRACE)")
+    needs = "needs its own user, or root (CAP_SYS_PTRACE)"
+    if os.geteuid() == 0:
+        needs = "kept from this root by the sandbox it is in, or by a security module"
+    return what_it_takes("CAP_SYS_PTRACE", needs)
 
 
 def _why(error: PagemergeError) -> str:

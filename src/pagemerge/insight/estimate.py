@@ -8,6 +8,7 @@ more: what fork left shared equals only itself, as for ksmd.
 from __future__ import annotations
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ __all__ = ["EstimateOptions", "Reading", "estimate", "reading_targets", "summari
 _PARTIES: Final = 32  # rows of a matrix: what is left goes into one more, "others"
 _MAPPINGS: Final = 16  # rows of the matrix by mapping name, of which there are many with little
 _Z95: Final = 1.959964
+_VANISHED: Final = 0.05  # of a process's memory, from which on it is said
 
 _REGION_FIELDS: Final = (
     *((name, "u8") for name in ("present", "zero", "zero_huge", "huge", "lost", "held")),
@@ -161,7 +163,9 @@ def _check_readable(spaces: Sequence[Space]) -> None:
         raise NotPermittedError(
             "reading the memory of the targets is not permitted",
             where="/proc/PID/pagemap",
-            hint="run as their user (with kernel.yama.ptrace_scope=0), or as root",
+            hint="run as their user (with kernel.yama.ptrace_scope=0), or as root"
+            if os.geteuid()
+            else notes[0],
         )
     what = "; ".join(f"{space.target.label} {space.note}" for space in spaces[:5])
     raise CommandError(f"nothing to read: {what}")
@@ -438,6 +442,13 @@ def _notes(reading: Reading, processes: Sequence[ProcessEstimate]) -> list[str]:
         if not process.present_pages and not space.note:
             what = "nothing but holes" if space.target.path else "nothing in memory"
             notes.append(f"{space.target.label}: {what} in its regions")
+        vanished = space.anonymous_bytes - pages_to_bytes(process.present_pages)
+        if process.present_pages and vanished > _VANISHED * space.anonymous_bytes:
+            notes.append(
+                f"{space.target.label}: {render_bytes(vanished)} of "
+                f"{render_bytes(space.anonymous_bytes)} were gone before they were read (unmapped, "
+                "or given back)"
+            )
         if space.target.path and process.zero_pages:
             zero = render_bytes(pages_to_bytes(process.zero_pages))
             notes.append(
