@@ -114,15 +114,25 @@ static long by_parts(const struct pm_remap *remap)
 	return (long)room;
 }
 
+/*
+ * Linux 6.17 and later move several mappings in one call, and stop in the middle (EFAULT) at one that is registered with a userfaultfd, as what is tracked is and what has just become
+ * anonymous is not: some are at their new place then, and the others at the old one.
+ */
+static bool is_one_mapping(uint64_t start, uint64_t end)
+{
+	struct pm_vma vma;
+
+	return pm_vma_find(start, &vma) == 0 && vma.start <= start && vma.end >= end;
+}
+
 /* `argument` is a struct pm_remap. */
 void pm_remap(void *argument)
 {
 	struct pm_remap *remap = argument;
-	bool parts = remap->pool && remap->size > remap->end - remap->start;
-	long to = parts ? -EFAULT : raw(remap->start, remap->end - remap->start, remap->size, remap->flags, remap->target);
+	bool grows = remap->pool && remap->size > remap->end - remap->start;
+	bool parts = grows || !is_one_mapping(remap->start, remap->end);
+	long to = parts ? by_parts(remap) : raw(remap->start, remap->end - remap->start, remap->size, remap->flags, remap->target);
 
-	if (to == -EFAULT)
-		to = by_parts(remap);
 	if (to >= 0)
 		pm_calls_note_merged((uint64_t)to, (uint64_t)to + remap->size);
 	remap->result = to;

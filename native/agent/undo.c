@@ -193,6 +193,9 @@ int pm_make_anonymous(uint64_t start, uint64_t end)
 	if (!finding.refusal[0] || (error == -EAGAIN && only_protected(&finding)))
 		error = make_anonymous(&stop, start, end, NULL);
 	end_stop(&stop, NULL);
+	/* A stack is in the way, or a thread did not come: no reason to refuse the program its call.  Pages of its own, where they are, will do. */
+	if (error == -EAGAIN && !finding.refusal[0] && !make_own(start, end, NULL))
+		error = -EBUSY;
 	pm_refusal_forget();
 	return error;
 }

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.engine import EngineDaemon
 from tests.support.processes import Child, read_smaps_rollup
-from tests.support.victims import agent_env, holder
+from tests.support.victims import agent_env, compiled, holder
 from tests.support.waiting import wait_until
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -300,3 +300,12 @@ def test_scattered_pages_of_hundreds_of_threads_are_merged_and_come_back(
         wait_until(lambda: engine_daemon.counters()["pages_sharing"] == 0, "all unmerged", 120)
         assert "memfd:pagemerge" not in Path(f"/proc/{child.pid}/maps").read_text()
         assert child.ask("sum") == before
+
+
+def test_memory_beside_the_stack_of_a_thread_can_be_moved(engine_daemon: EngineDaemon) -> None:
+    engine_daemon.set(run=1)
+    with Child([str(compiled("neighbour"))], env=agent_env(engine_daemon.runtime)) as child:
+        assert child.read_line() == "ready"
+        wait_until(lambda: engine_daemon.counters()["pages_sharing"] == 255, "all merged")
+        assert child.ask("go") == "moved"
+        assert child.ask("end") == "over"
