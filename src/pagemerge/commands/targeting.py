@@ -156,7 +156,7 @@ class ProgressLine:
     def __init__(self) -> None:
         """Begin to count time."""
         self._begin = time.monotonic()
-        self._shown = False
+        self._shown = ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show how far it is."""
@@ -166,13 +166,16 @@ class ProgressLine:
         filled = min(width, width * done // total)
         share = min(100, 100 * done // total)
         bar = "#" * filled + "." * (width - filled)
-        sys.stderr.write(f"\r{what:<12} [{bar}] {share:3} %")
+        line = f"\r{what:<12} [{bar}] {share:3} %"
+        if line == self._shown:
+            return
+        sys.stderr.write(line)
         sys.stderr.flush()
-        self._shown = True
+        self._shown = line
 
     def clear(self) -> None:
         """Wipe the line."""
         if self._shown:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
-            self._shown = False
+            self._shown = ""

@@ -87,12 +87,15 @@ def obstacle(smap: Smap) -> str | None:
 
 
 @contextmanager
-def load_spaces(targets: Sequence[Target], *, mergeable: bool = False) -> Iterator[list[Space]]:
+def load_spaces(
+    targets: Sequence[Target], *, mergeable: bool = False, progress: Progress | None = None
+) -> Iterator[list[Space]]:
     """Open each target and find its eligible regions; what can't be read has a note instead.
 
     Args:
         targets: processes and files.
         mergeable: only regions that are marked already (VM_MERGEABLE).
+        progress: called with "mappings", targets done, targets in all.
 
     Raises:
         CommandError: more targets than there may be open files.
@@ -102,6 +105,8 @@ def load_spaces(targets: Sequence[Target], *, mergeable: bool = False) -> Iterat
     with _descriptors(2 * len(targets) + _DESCRIPTORS_SPARE):
         try:
             for target in targets:
+                if progress:
+                    progress("mappings", len(spaces), len(targets))
                 spaces.append(Space(target))
                 _load(spaces[-1], mergeable)
             yield spaces

@@ -101,7 +101,8 @@ def estimate(
     Args:
         targets: see `find_targets`.
         options: how to look.
-        progress: called now and then with what is done, pages done, pages in all.
+        progress: called now and then with what is done, how many of these (pages, targets,
+            milliseconds) are done, and how many there are in all.
 
     Raises:
         NotPermittedError: none of the targets may be read.
@@ -123,7 +124,7 @@ def reading_targets(
     """
     options = options or EstimateOptions()
     _check_options(options)
-    with load_spaces(targets.items, mergeable=options.mergeable) as spaces:
+    with load_spaces(targets.items, mergeable=options.mergeable, progress=progress) as spaces:
         _check_readable(spaces)
         census, seconds = run_census(
             spaces,

@@ -216,7 +216,7 @@ def _processes_section(e: Estimate) -> str:
                 _bytes(p.volatile_pages),
                 _bytes(p.huge_pages),
                 render_count(p.vmas),
-                render_count(p.vmas_after),
+                "-" if e.engine is None else render_count(p.vmas_after),
                 p.note,
             )
             for p in rows
@@ -255,7 +255,7 @@ def _regions_section(e: Estimate) -> str:
                 _bytes(r.present_pages),
                 _bytes(r.saved_pages),
                 _bytes(r.zero_pages),
-                render_count(r.runs),
+                "-" if e.engine is None else render_count(r.runs),
                 "yes" if r.mergeable else "no",
                 r.name or "[anon]",
             )
