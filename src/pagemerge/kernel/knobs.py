@@ -19,7 +19,7 @@ from pagemerge.ksm import (
     plan_changes,
     render_knob,
 )
-from pagemerge.ksm.items import KNOBS
+from pagemerge.ksm.knobs import KNOBS
 
 __all__ = ["SYS_KSM", "KernelKnobs", "read_counters"]
 

@@ -1,5 +1,7 @@
 """The one interface to samepage merging, and the one table of its knobs, counters and events."""
 
+from pagemerge.ksm.counters import COUNTERS, PROCESS_ITEMS
+from pagemerge.ksm.events import EVENTS
 from pagemerge.ksm.groups import RegionGroup, group_regions
 from pagemerge.ksm.interface import (
     Event,
@@ -11,20 +13,8 @@ from pagemerge.ksm.interface import (
     Stop,
     known_events,
 )
-from pagemerge.ksm.items import (
-    COUNTERS,
-    EVENTS,
-    KNOBS,
-    PROCESS_ITEMS,
-    Counter,
-    EventField,
-    EventKind,
-    Knob,
-    ProcessItem,
-    Type,
-    Unit,
-    find_knob,
-)
+from pagemerge.ksm.items import Counter, EventField, EventKind, Knob, ProcessItem, Type, Unit
+from pagemerge.ksm.knobs import KNOBS, find_knob
 from pagemerge.ksm.values import (
     Change,
     KnobValue,

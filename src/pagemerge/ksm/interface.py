@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import ClassVar, Protocol, Self
 
 from pagemerge.errors import CommandError
-from pagemerge.ksm.items import EVENTS, KNOBS
+from pagemerge.ksm.events import EVENTS
+from pagemerge.ksm.knobs import KNOBS
 from pagemerge.ksm.values import Change, KnobValue, known_knob
 
 __all__ = ["Event", "Knobs", "Ksm", "LostEvents", "Process", "Region", "Stop", "known_events"]

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pagemerge.errors import CommandError, FormatError, RejectedError
-from pagemerge.ksm.items import KNOBS, UINT_MAX, ULONG_MAX, Knob, Type, find_knob
+from pagemerge.ksm.items import UINT_MAX, ULONG_MAX, Knob, Type
+from pagemerge.ksm.knobs import KNOBS, find_knob
 
 __all__ = [
     "Change",
