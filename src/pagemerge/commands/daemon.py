@@ -38,6 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it; returns when it has stopped, or, detached, when it is ready."""
-    from pagemerge.engine import daemon
+    from pagemerge.engine import startup
 
-    return daemon.main(parse_assignments(args.set), detach=args.detach, log_file=args.log)
+    return startup.main(parse_assignments(args.set), detach=args.detach, log_file=args.log)
