@@ -3,7 +3,8 @@
  * The scanner: what ksmd knows of processes, their pages, the index and the pool, and what it does in a pass.
  *
  *   region.c  which memory: marks, /proc/PID/maps, pool mappings
- *   look.c    a pass over a process: what the kernel says of each page, and what follows from it
+ *   walk.c    a pass over a process: which of its pages are looked at, in what steps
+ *   look.c    what the kernel says of each page, and what follows from it
  *   read.c    reading pages
  *   match.c   finding equal ones
  *   give.c    pages that their own process hashes, and writes to the pool
@@ -214,7 +215,7 @@ int pm_mm_refresh(struct pm_scanner *scanner, struct pm_mm *mm);
 size_t pm_mm_part_at(const struct pm_mm *mm, uint64_t address);
 const struct pm_part *pm_mm_part(const struct pm_mm *mm, uint64_t address);
 
-/* look.c */
+/* walk.c */
 /* 1: has regions; 0: none; -errno. */
 int pm_mm_begin(struct pm_scanner *scanner, struct pm_mm *mm);
 int pm_mm_scan(struct pm_scanner *scanner, struct pm_mm *mm, uint64_t budget, uint64_t *scanned, bool *done);
