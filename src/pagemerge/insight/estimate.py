@@ -234,7 +234,7 @@ def summarize(reading: Reading) -> Estimate:
         without_zero_pages=without_zero,
         with_zero_pages=with_zero,
         intervals={
-            name: _interval(value, totals[f"{key}2"], n)
+            name: _interval(value, totals[f"{key}2"], n, _unseen_square(totals, key))
             for name, (key, value) in shown.items()
             if f"{key}2" in totals
         },
@@ -318,12 +318,31 @@ def _variant(
     )
 
 
-def _interval(value: int, squares: float, sample: int) -> Interval:
-    """95 % of a sum over contents, each kept with probability 1/sample (Horvitz-Thompson)."""
+def _interval(value: int, squares: float, sample: int, unseen: float) -> Interval:
+    """95 % of a sum over contents, each kept with probability 1/sample (Horvitz-Thompson).
+
+    A sample that met none or few contents tells too small a variance, or none at all: two more are
+    added, as Agresti and Coull do, so that the interval of none ends at nearly three times `sample`
+    (the rule of three).
+
+    Args:
+        value: the sum, scaled.
+        squares: sum of the squares over the contents in the sample.
+        sample: one content in so many is kept.
+        unseen: the square that a content not met is given.
+    """
     if sample == 1:
         return Interval(value, value)
-    half = _Z95 * sample * math.sqrt(squares * (1 - 1 / sample))
+    half = _Z95 * sample * math.sqrt((squares + 2 * unseen) * (1 - 1 / sample))
     return Interval(max(0, math.floor(value - half)), math.ceil(value + half))
+
+
+def _unseen_square(totals: dict[str, Any], key: str) -> float:
+    """Give a content that was not met the mean square of those that were, at least one page."""
+    if key in ("unshared", "distinct", "volatile"):
+        return 1.0  # a page each, or not told by how many contents
+    square: float = totals[f"{key}2"] / max(1.0, totals["shared2"])
+    return max(1.0, square)
 
 
 def _regions(reading: Reading, table: npt.NDArray[Any]) -> list[RegionEstimate]:

@@ -163,6 +163,25 @@ def test_the_confidence_interval_covers_the_truth(tmp_path: Path, sample: int, h
     assert np.mean(of_truth) == pytest.approx(1, rel=0.02)  # unbiased
 
 
+@pytest.mark.parametrize("sample", [4, 16])
+@pytest.mark.parametrize("twins", [1, 5])
+def test_the_interval_covers_also_what_a_sample_hardly_meets(
+    tmp_path: Path, sample: int, twins: int
+) -> None:
+    """A few contents with a twin among thousands without: most samples meet none of them."""
+    numbers = [*range(1, 3001), *range(1, twins + 1), *([5000] * 2000)]
+    random.Random(1).shuffle(numbers)
+    targets = find_targets(files=[write_image(tmp_path / "image", numbers)])
+    truth, rounds = estimate(targets), 60
+    inside = Counter[str]()
+    for salt in range(rounds):
+        options = EstimateOptions(sample=sample, salt=salt * 7919, threads=1)
+        for name, interval in estimate(targets, options).intervals.items():
+            inside[name] += interval.low <= getattr(truth, name) <= interval.high
+    assert set(inside) >= {"pages_shared", "pages_sharing", "frames_saved", "within_pages"}
+    assert min(inside.values()) >= 0.86 * rounds, inside  # 95 %, less three deviations
+
+
 def test_a_content_of_a_third_of_all_pages_is_counted_not_sampled(tmp_path: Path) -> None:
     numbers = spread_contents(7, 8000)
     paths = [write_image(tmp_path / f"{i}", numbers[i::2]) for i in range(2)]
