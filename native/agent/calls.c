@@ -298,7 +298,8 @@ PM_API void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
 		va_end(more);
 	}
 	pm_gate_enter(0, UINT64_MAX); /* the target is not known before */
-	locked = end > start && may_be_merged(start, end);
+	/* Fixed, several mappings may be moved in one call, in part only: see remap.c. */
+	locked = end > start && (may_be_merged(start, end) || (flags & MREMAP_FIXED && pm_marks_any()));
 	if (locked) {
 		pm_gate_leave();
 		pm_replace_lock();
@@ -316,13 +317,19 @@ PM_API void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
 	struct pm_remap remap = { start, end, pm_page_up(new_size), (uintptr_t)target, flags, held, 0 };
 	void *moved;
 
-	if (locked && old_size && new_size && start % PM_PAGE_SIZE == 0) {
+	bool whole = old_size && new_size && start % PM_PAGE_SIZE == 0;
+
+	moved = locked && whole ? MAP_FAILED : (void *)syscall(SYS_mremap, old, old_size, new_size, flags, target);
+	if (moved == MAP_FAILED && whole && !locked && errno == EFAULT && pm_marks_any()) { /* what is tracked and what is not are no longer one mapping */
+		pm_gate_leave();
+		pm_replace_lock();
+		locked = true;
+	}
+	if (moved == MAP_FAILED && whole && locked) {
 		pm_errand(pm_remap, &remap);
 		moved = remap.result < 0 ? MAP_FAILED : (void *)remap.result;
 		if (remap.result < 0)
 			errno = (int)-remap.result;
-	} else {
-		moved = (void *)syscall(SYS_mremap, old, old_size, new_size, flags, target);
 	}
 
 	if (moved != MAP_FAILED) {

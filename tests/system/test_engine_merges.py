@@ -309,3 +309,13 @@ def test_memory_beside_the_stack_of_a_thread_can_be_moved(engine_daemon: EngineD
         wait_until(lambda: engine_daemon.counters()["pages_sharing"] == 255, "all merged")
         assert child.ask("go") == "moved"
         assert child.ask("end") == "over"
+
+
+def test_memory_of_which_a_part_is_tracked_is_moved_as_a_whole(engine_daemon: EngineDaemon) -> None:
+    engine_daemon.set(run=1)
+    env = agent_env(engine_daemon.runtime, PAGEMERGE_ALL="1")
+    with Child([str(compiled("adjoining"))], env=env) as child:
+        assert child.read_line() == "ready"
+        engine_daemon.wait_registered(1)
+        engine_daemon.settle(3)
+        assert child.ask("go") == "moved"
