@@ -43,7 +43,6 @@ int main(void)
 	for (int i = 0; i < 2; i++) { /* room after it, so that it stays apart */
 		area[i] = mmap(NULL, 4 * HALF, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		check(area[i] != MAP_FAILED && mprotect(area[i], 2 * HALF, PROT_READ | PROT_WRITE) == 0, "mmap");
-		madvise(area[i], 2 * HALF, MADV_NOHUGEPAGE);
 		fill(area[i], 2 * PAGES * (size_t)i, 2 * (size_t)PAGES); /* no two are alike */
 	}
 	puts("ready");
