@@ -262,6 +262,8 @@ static bool is_under_way(const struct build *build, const struct pm_chunk *chunk
 	return build->hold && chunk->touched == build->scanner->slice && build->mm->cursor < chunk->base + PM_CHUNK_BYTES;
 }
 
+enum { HELD = 2 }; /* pm_chunk.waits: until scanning is over */
+
 /* What decides, besides the pages, which of them must wait. */
 static uint32_t pool_state(const struct build *build)
 {
@@ -271,7 +273,7 @@ static uint32_t pool_state(const struct build *build)
 /* Nothing can have come of another look at the chunk: without this each request would go through all pages that wait. */
 static bool is_waiting(const struct build *build, const struct pm_chunk *chunk, enum pm_message_type type)
 {
-	return (type == PM_MERGE || type == PM_GIVE) && chunk->waits == pool_state(build);
+	return (type == PM_MERGE || type == PM_GIVE) && (chunk->waits == pool_state(build) || (build->hold && chunk->waits == HELD));
 }
 
 /* Go over the chunks in which something is wanted, from where the last request ended. */
@@ -285,16 +287,18 @@ static void collect(struct build *build, enum pm_message_type type)
 
 		if (chunk->wanted && !is_waiting(build, chunk, type) && !is_under_way(build, chunk)) {
 			uint32_t before = build->n;
+			bool held;
 
 			build->left = false;
-			if (is_held(build, chunk))
+			held = is_held(build, chunk);
+			if (held)
 				;
 			else if (type == PM_MERGE || type == PM_GIVE)
 				build_merges(build, chunk);
 			else
 				build_ranges(build, chunk, type);
 			if (type == PM_MERGE && build->n == before && !build->left && !build->full)
-				chunk->waits = pool_state(build);
+				chunk->waits = held ? HELD : pool_state(build);
 		}
 		mm->wanted_at = at;
 		if (!build->full)
