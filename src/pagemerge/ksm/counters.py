@@ -256,7 +256,7 @@ COUNTERS: Final = (
         name="bytes_hashed",
         unit=Unit.BYTES,
         since=None,
-        meaning="memory of processes that was hashed",
+        meaning="memory of processes whose pages were hashed, whole or by samples",
         monotone=True,
         is_detail=True,
     ),
