@@ -60,6 +60,15 @@ uint32_t pm_look_settled(struct pm_look *look, struct pm_chunk *chunk, uint32_t 
 	return n;
 }
 
+/*
+ * An agent has found a page to differ from what has its sum, and by its barrier has made it look written, and lose its tracking: whether it is still the same, its
+ * sum tells, which is of the whole page.
+ */
+static bool was_found_different(const struct pm_chunk *chunk, uint32_t i)
+{
+	return pm_page_state(chunk, i) == PM_UNSHARED && pm_sum_is_whole(chunk->sum[i]);
+}
+
 /* A page that nothing is known of, or whose content has changed: look one. */
 static void look_anew(struct pm_look *look, struct pm_chunk *chunk, uint32_t i, uint64_t is)
 {
@@ -67,6 +76,12 @@ static void look_anew(struct pm_look *look, struct pm_chunk *chunk, uint32_t i, 
 	/* Kept, since an agent's barrier makes pages look written: the sum tells whether the content is still the same. */
 	bool differs = pm_page_state(chunk, i) == PM_LOOKED && chunk->link[i] == PM_LINK_DIFFERS;
 
+	if (look_now && was_found_different(chunk, i)) {
+		protect(look, pm_chunk_address(chunk, i));
+		pm_look_protect_flush(look);
+		pm_candidate_add(look->scanner, chunk, i, false);
+		return;
+	}
 	pm_page_detach(look->scanner, chunk, i, PM_LOOKED);
 	if (differs)
 		chunk->link[i] = PM_LINK_DIFFERS;
@@ -169,10 +184,12 @@ void pm_look_private(struct pm_look *look, struct pm_chunk *chunk, uint32_t i, u
 		private_tracked(look, chunk, i, is);
 	} else if (look->region->tracked && !(is & PM_IS_HUGE)) {
 		chunk->plain = false;
-		/* A mapping made since the regions were read: it gets its tracking with the next refresh. */
+		/* A mapping made since the regions were read, or one where an agent's barrier was: it gets its tracking with the next refresh. */
 		look->mm->stale = true;
-		pm_look_visit(look, chunk, i);
-		pm_page_detach(look->scanner, chunk, i, PM_LOOKED);
+		if (pm_look_visit(look, chunk, i) && was_found_different(chunk, i))
+			pm_candidate_add(look->scanner, chunk, i, false);
+		else
+			pm_page_detach(look->scanner, chunk, i, PM_LOOKED);
 	} else {
 		chunk->plain = false;
 		chunk->huge |= (is & PM_IS_HUGE) != 0;
