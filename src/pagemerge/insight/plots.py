@@ -33,22 +33,28 @@ def _svg(width: float, height: float, body: str, label: str) -> str:
     )
 
 
+def _gutter(labels: Sequence[str], most: int) -> int:
+    """Leave so much room for labels of at most so many characters: what they need, no more."""
+    return 24 + 7 * min(most, max(map(len, labels), default=0))
+
+
 def bars(rows: Sequence[tuple[str, float, str]]) -> str:
     """Draw a horizontal bar for each (label, value, text of the value)."""
     if not rows:
         return "<div class=note>nothing</div>"
     most = max(value for _, value, _ in rows) or 1.0
+    left = _gutter([label for label, _, _ in rows], 46)
     parts = []
     for i, (label, value, shown) in enumerate(rows):
         y = i * 26
         parts.append(
-            f'<text x="350" y="{y + 17}" text-anchor="end"><title>{text_of(label)}</title>'
+            f'<text x="{left - 10}" y="{y + 17}" text-anchor="end"><title>{text_of(label)}</title>'
             f"{text_of(_short(label, 46))}</text>"
-            f'<rect x="360" y="{y + 4}" width="{max(1.0, 640 * value / most):.1f}" height="18" rx="3" '
-            f'fill="var(--hue)"/><text class="dim" x="{366 + 640 * value / most:.1f}" y="{y + 17}">'
+            f'<rect x="{left}" y="{y + 4}" width="{max(1.0, 640 * value / most):.1f}" height="18" rx="3" '
+            f'fill="var(--hue)"/><text class="dim" x="{left + 6 + 640 * value / most:.1f}" y="{y + 17}">'
             f"{text_of(shown)}</text>"
         )
-    return _svg(1100, len(rows) * 26 + 4, "".join(parts), "bars")
+    return _svg(left + 740, len(rows) * 26 + 4, "".join(parts), "bars")
 
 
 def columns(rows: Sequence[tuple[str, float]]) -> str:
@@ -80,7 +86,7 @@ def heat_map(
     size = len(labels)
     side = max(14, min(72, 760 // size))
     most = max((value for row in cells for value in row), default=0.0) or 1.0
-    left, top = 290, 16
+    left, top = _gutter(labels, 36) + 30, 16
     parts = []
     for i, label in enumerate(labels):
         y = top + i * side
