@@ -119,6 +119,15 @@ def test_all_memory_is_merged_with_all(home: Path, tmp_path: Path) -> None:
     assert report["pages_sharing"] >= PAGES
 
 
+def test_who_outlives_the_command_is_named(home: Path) -> None:
+    assert home
+    script = "sleep 60 >/dev/null 2>&1 & echo $!; sleep 0.5"
+    done = run("--all", "--", "sh", "-c", script)
+    os.kill(int(done.stdout), signal.SIGKILL)
+    assert done.returncode == 0
+    assert "1 of its processes still run" in done.stderr
+
+
 def test_knobs_are_those_given(home: Path) -> None:
     assert home
     code = (

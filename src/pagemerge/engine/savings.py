@@ -145,9 +145,11 @@ class Savings:
         return min(wanted, early, LOOK_SECONDS_MAX)
 
     def finish(self) -> None:
-        """Read what the daemon has used until now."""
+        """Read what the daemon has used until now, and who of the command's still runs."""
         try:
             self._take_facts(self.session.ksm.facts())
+            if self.session.is_own:
+                self._take_survivors(self.session.ksm.processes())
         except EngineError as error:
             self._note(f"the daemon was lost while the command ran: {error}")
 
@@ -246,6 +248,15 @@ class Savings:
             refused = client.own.get("refused")
             if refused:
                 self._note(f"process {client.pid} ({client.comm}) was not merged: {refused}")
+
+    def _take_survivors(self, clients: Sequence[Process]) -> None:
+        found = [_read_footprint(client.pid) for client in clients]
+        alive = sum(1 for one in found if one and one.own_bytes)  # a zombie has no memory
+        if alive:
+            self._note(
+                f"{alive} of its processes still run, and are merged no further: to have them "
+                "merged, too, start 'pagemerge daemon --detach' before"
+            )
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
