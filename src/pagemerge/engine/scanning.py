@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from pagemerge.engine.advisor import ScanTimeAdvisor
+from pagemerge.units import PAGE_SIZE
 
 if TYPE_CHECKING:
     from pagemerge import _core
@@ -28,6 +29,11 @@ log = logging.getLogger("pagemerge.ksmd")
 SLICE_PAGES = 1 << 18  # before the sockets get their turn; ends earlier when many are read
 QUIET_NAP_SECONDS = 0.002  # after a pass that found nothing new; doubles up to the next
 QUIET_NAP_MAX_SECONDS = 0.25
+# A pass over many mappings is dear though hardly a page has changed: it may take this much of the
+# time.
+FEW_CHANGES = 64  # of that many pages at most one was read, merged or broken
+DEAR_PASS_SECONDS = 0.005  # of CPU
+DEAR_PASS_SHARE = 0.1
 
 Emit = Callable[[str, dict[str, int]], None]
 
@@ -52,7 +58,10 @@ class Ksmd:
         self._in_batch = False
         self._wake_at = 0.0
         self._quiet_passes = 0
+        self._dear_nap = 0.0
         self._pass_started = 0.0
+        self._cpu_before = 0.0
+        self._pages_before = (0, 0)
         self._worked_before = 0
         self._advisor: ScanTimeAdvisor | None = None
         self._left: list[Client] = []
@@ -79,8 +88,9 @@ class Ksmd:
 
     def rouse(self) -> None:
         """Something new is there to look at: end a nap that was only for quiet."""
-        if self._quiet_passes:
+        if self._quiet_passes or self._dear_nap:
             self._quiet_passes = 0
+            self._dear_nap = 0.0
             self._wake_at = min(
                 self._wake_at, time.monotonic() + self.settings.sleep_millisecs / 1000
             )
@@ -89,6 +99,7 @@ class Ksmd:
         """End the current sleep (sleep_millisecs was changed)."""
         self._wake_at = 0.0
         self._quiet_passes = 0
+        self._dear_nap = 0.0
 
     def restart_advisor(self) -> None:
         """advisor_mode has changed."""
@@ -147,6 +158,8 @@ class Ksmd:
         self._pass_started = now
         self._todo = deque(self._order)
         self._worked_before = self._work_done()
+        self._cpu_before, self._pages_before = time.process_time(), self._pages_done()
+        self._dear_nap = 0.0
         self._emit("ksm_start_scan", {"seq": self.full_scans, "rmap_entries": self._items()})
         for scanner in self.scanners.values():
             scanner.begin_pass()
@@ -206,11 +219,21 @@ class Ksmd:
         self._advise(now)
         quiet = self._work_done() == self._worked_before
         self._quiet_passes = self._quiet_passes + 1 if quiet else 0
+        self._dear_nap = self._choose_nap()
         return self._end_batch(now)
+
+    def _choose_nap(self) -> float:
+        """Seconds to rest after a pass, lest passes that hardly find anything take a whole core."""
+        spent = time.process_time() - self._cpu_before
+        pages = zip(self._pages_done(), self._pages_before, strict=True)
+        changed = sum(abs(after - before) for after, before in pages)
+        if spent < DEAR_PASS_SECONDS or changed * FEW_CHANGES > self._items():
+            return 0.0
+        return min(spent / DEAR_PASS_SHARE - spent, QUIET_NAP_MAX_SECONDS)
 
     def _end_batch(self, now: float) -> float:
         self._in_batch = False
-        pause = self.settings.sleep_millisecs / 1000
+        pause = max(self.settings.sleep_millisecs / 1000, self._dear_nap)
         if self._quiet_passes:
             nap = QUIET_NAP_SECONDS * 2 ** min(self._quiet_passes, 10)
             pause = max(pause, min(nap, QUIET_NAP_MAX_SECONDS))
@@ -237,6 +260,11 @@ class Ksmd:
                 "cpu_percent": advice.cpu_percent,
             },
         )
+
+    def _pages_done(self) -> tuple[int, int]:
+        """Pages that were read so far, and pages that are merged."""
+        scanners = self.scanners.values()
+        return _total(scanners, "bytes_read") // PAGE_SIZE, _total(scanners, "pages_sharing")
 
     def _items(self) -> int:
         return _total(self.scanners.values(), "rmap_items")
