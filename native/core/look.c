@@ -185,7 +185,7 @@ void pm_look_private(struct pm_look *look, struct pm_chunk *chunk, uint32_t i, u
 	} else if (look->region->tracked && !(is & PM_IS_HUGE)) {
 		chunk->plain = false;
 		/* A mapping made since the regions were read, or one where an agent's barrier was: it gets its tracking with the next refresh. */
-		look->mm->stale = true;
+		look->mm->changed = true;
 		if (pm_look_visit(look, chunk, i) && was_found_different(chunk, i))
 			pm_candidate_add(look->scanner, chunk, i, false);
 		else
@@ -217,7 +217,7 @@ void pm_look_pool(struct pm_look *look, struct pm_chunk *chunk, uint32_t i, uint
 	part = pm_mm_part(look->mm, address);
 	if (!part) {
 		if (is & PM_IS_FILE)
-			look->mm->stale = true;
+			look->mm->changed = true;
 		return;
 	}
 	if (part->slot == PM_NO_SLOT) { /* a former pool's page: a candidate whose content can't change */

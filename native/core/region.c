@@ -17,6 +17,9 @@ enum mark_is {
 };
 
 enum { REFRESH_PASSES = 16 }; /* a change that nothing hinted at is noticed after this many passes at the latest */
+enum { READING_REST = 20, MERGING_REST = 4 }; /* times what reading the maps takes, until they are read again: after that, and after a merge */
+static const uint64_t READING_NS = 2000000; /* from which that counts */
+static const uint64_t LINE_NS = 1000;       /* about what reading one takes */
 
 static int grow(void **array, size_t *cap, size_t need, size_t item)
 {
@@ -86,12 +89,12 @@ static int marks_apply(struct pm_mm *mm, uint64_t start, uint64_t end, uint32_t 
 	mm->marks = out;
 	mm->nmarks = n;
 	mm->marks_cap = cap;
-	mm->stale = true;
 	return 0;
 }
 
 int pm_mm_mark(struct pm_mm *mm, uint64_t start, uint64_t end, uint32_t kind)
 {
+	mm->stale = true;
 	switch (kind) {
 	case PM_MARK_MERGEABLE:
 		return marks_apply(mm, start, end, IS_MERGEABLE, IS_UNMERGEABLE);
@@ -120,12 +123,13 @@ void pm_mm_set_all(struct pm_mm *mm, bool on)
 
 int pm_mm_exclude(struct pm_mm *mm, uint64_t start, uint64_t end)
 {
+	mm->stale = true;
 	return marks_apply(mm, start, end, IS_OWN, 0);
 }
 
 void pm_mm_gone(struct pm_scanner *scanner, struct pm_mm *mm, uint64_t start, uint64_t end, uint32_t how)
 {
-	mm->stale = true;
+	mm->changed = true;
 	if (how != PM_GONE_DISCARDED)
 		marks_apply(mm, start, end, 0, (uint32_t)~IS_OWN);
 	for (size_t c = pm_mm_chunk_at(mm, start); c < mm->nchunks && mm->chunks[c]->base < end; c++) {
@@ -347,13 +351,32 @@ static uint64_t read_size(const struct pm_mm *mm)
 	return strtoull(text, NULL, 10);
 }
 
+/* However much goes on, they are read after twice the longer rest. */
+static void rest(struct pm_mm *mm, uint64_t took, uint64_t times)
+{
+	uint64_t until = pm_now_ns() + took * times, most = mm->read_at + took * READING_REST * 2;
+
+	if (took >= READING_NS && until > mm->reading_due)
+		mm->reading_due = until < most ? until : most;
+}
+
+void pm_mm_put_off(struct pm_mm *mm)
+{
+	rest(mm, mm->vmas * LINE_NS, MERGING_REST);
+}
+
 int pm_mm_refresh(struct pm_scanner *scanner, struct pm_mm *mm)
 {
-	uint64_t size = read_size(mm);
+	uint64_t size = read_size(mm), began = pm_now_ns();
 	size_t mark = 0;
 	int err;
 
-	if (!mm->stale && size == mm->statm && size && ++mm->unread < REFRESH_PASSES)
+	/*
+	 * Reading ten thousand lines takes 10 ms, and a process that has so many mappings may change some in each pass.  What is looked at meanwhile by an old list is looked at
+	 * in vain, or later.
+	 */
+	mm->changed = mm->changed || size != mm->statm || !size || ++mm->unread >= REFRESH_PASSES;
+	if (!mm->stale && (!mm->changed || began < mm->reading_due))
 		return 0;
 	err = pm_maps_read(mm->maps_fd, &scanner->maps);
 	if (err)
@@ -367,11 +390,13 @@ int pm_mm_refresh(struct pm_scanner *scanner, struct pm_mm *mm)
 		if (err)
 			return err;
 	}
-	mm->stale = false;
+	mm->stale = mm->changed = false;
 	mm->whole = true;
 	mm->unread = 0;
 	mm->statm = size;
 	check_records(scanner, mm);
 	track_regions(mm);
+	mm->read_at = pm_now_ns();
+	rest(mm, mm->read_at - began, READING_REST);
 	return 0;
 }

@@ -415,7 +415,7 @@ static void page_failed(struct pm_scanner *scanner, struct pm_chunk *chunk, uint
 	if (type == PM_UNMERGE) {
 		struct pm_segment *segment = link == PM_REF_NONE ? NULL : pm_pool_segment(&scanner->pool, link);
 
-		chunk->mm->stale = true;
+		chunk->mm->changed = true;
 		if (segment && segment->state == PM_SEGMENT_LIVE)
 			pm_set_state(chunk, i, PM_MERGED);
 		else
@@ -440,11 +440,11 @@ static void page_failed(struct pm_scanner *scanner, struct pm_chunk *chunk, uint
 	case PM_FAIL_WRITTEN:
 		break;
 	case PM_FAIL_GONE:
-		chunk->mm->stale = true;
+		chunk->mm->changed = true;
 		break;
 	case PM_FAIL_VMAS:
 		pm_page_leave(chunk, i, PM_LINK_LEFT);
-		chunk->mm->stale = true;
+		chunk->mm->changed = true;
 		break;
 	default:
 		pm_page_leave(chunk, i, PM_LINK_KNOWN);
@@ -457,7 +457,7 @@ static void page_done(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32
 	uint32_t link = chunk->link[i];
 	struct pm_segment *segment;
 
-	chunk->mm->stale = true;
+	chunk->mm->changed = true;
 	if (type == PM_GIVE)
 		type = PM_MERGE;
 	if (type == PM_UNMERGE) {
@@ -612,6 +612,7 @@ int pm_mm_answer(struct pm_scanner *scanner, struct pm_mm *mm, const void *datag
 	}
 	if (request->type == PM_GIVE)
 		gave(scanner, mm, request->segment);
+	pm_mm_put_off(mm);
 	free(failed);
 	free(request);
 	for (size_t i = 0; i < scanner->ndiffering; i++)

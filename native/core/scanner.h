@@ -75,6 +75,8 @@ struct pm_mm {
 	struct pm_track track;
 	bool all;        /* PR_SET_MEMORY_MERGE */
 	bool stale;      /* the regions have to be read again */
+	bool changed;    /* so they have, but not before reading_due */
+	uint64_t read_at, reading_due; /* ns */
 	bool deaf;       /* no connection: can't be asked */
 	bool gives;      /* its agent hashes and writes pages to the pool (PM_HELLO_GIVES) */
 	bool in_pass;    /* between begin_mm and the end of its scan */
@@ -211,6 +213,8 @@ void pm_mm_set_all(struct pm_mm *mm, bool on);
 int pm_mm_exclude(struct pm_mm *mm, uint64_t start, uint64_t end);
 void pm_mm_gone(struct pm_scanner *scanner, struct pm_mm *mm, uint64_t start, uint64_t end, uint32_t how);
 int pm_mm_refresh(struct pm_scanner *scanner, struct pm_mm *mm);
+/* An agent has just changed mappings, and is likely to change more: they are read when it is done. */
+void pm_mm_put_off(struct pm_mm *mm);
 /* The first mapping of a pool that ends after an address; the one that holds it, or NULL. */
 size_t pm_mm_part_at(const struct pm_mm *mm, uint64_t address);
 const struct pm_part *pm_mm_part(const struct pm_mm *mm, uint64_t address);
