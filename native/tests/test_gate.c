@@ -22,6 +22,7 @@ enum { CALLERS = 4, TURNS = 2000, PLACES = 8 };
 
 static uint64_t places[CALLERS][PLACES]; /* a caller's own, but for the agent behind the closed gate */
 static atomic_bool over;
+static atomic_int calling;
 
 static uint64_t page(uint64_t number)
 {
@@ -38,6 +39,8 @@ static void *call_always(void *argument)
 		pm_gate_enter(page(at), page(at + 1));
 		places[self][at]++;
 		pm_gate_leave();
+		if (turn == 0)
+			atomic_fetch_add_explicit(&calling, 1, memory_order_relaxed);
 	}
 	return NULL;
 }
@@ -49,6 +52,8 @@ int main(void)
 
 	for (uintptr_t i = 0; i < CALLERS; i++)
 		CHECK(pthread_create(&threads[i], NULL, call_always, (void *)i) == 0);
+	while (atomic_load_explicit(&calling, memory_order_relaxed) < CALLERS)
+		sched_yield();
 	for (uint64_t turn = 0; closed < TURNS; turn++) {
 		uint64_t first = turn % (PLACES / 2), last = first + PLACES / 2;
 

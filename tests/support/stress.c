@@ -22,13 +22,14 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, WORDS = PAGE / 8, MADV_MERGEABLE_ = 12 };
+enum { PAGE = 4096, WORDS = PAGE / 8, MADV_MERGEABLE_ = 12, TIDE = 32 /* turns, of 30 ms and a fork */ };
 
 static unsigned char *memory;
 static size_t pages = 4096;
 static int threads = 8;
 static double seconds = 5;
 static atomic_bool stop, failed;
+static atomic_uint half; /* that is being written: the other one holds still, and is merged however slow the scanner */
 static atomic_ullong writes, checks, forks;
 
 struct change {
@@ -118,7 +119,8 @@ static void *writer(void *argument)
 	}
 	while (!atomic_load_explicit(&stop, memory_order_relaxed)) {
 		seed = mix(seed + 0x9e3779b97f4a7c15ULL);
-		size_t page = (seed >> 8) % (pages / (size_t)threads) * (size_t)threads + self;
+		size_t own = pages / (size_t)threads, first = atomic_load_explicit(&half, memory_order_relaxed) * (own / 2);
+		size_t page = (first + (seed >> 8) % (own - own / 2)) * (size_t)threads + self;
 		uint32_t word = (uint32_t)(seed >> 40) % WORDS;
 		volatile uint64_t *at = (volatile uint64_t *)(memory + page * PAGE);
 		const char *how = "a store";
@@ -253,6 +255,7 @@ int main(int argc, char **argv)
 			atomic_store(&failed, true);
 			break;
 		}
+		atomic_store_explicit(&half, turn / TIDE % 2, memory_order_relaxed);
 		clock_gettime(CLOCK_MONOTONIC, &now);
 		if ((double)(now.tv_sec - start.tv_sec) + (double)(now.tv_nsec - start.tv_nsec) / 1e9 >= seconds)
 			break;
