@@ -137,4 +137,4 @@ def _daemon_answers() -> bool:
     from pagemerge.engine import paths
     from pagemerge.engine.client import daemon_answers
 
-    return daemon_answers(paths.runtime_dir())
+    return daemon_answers(paths.runtime_dir(visiting=True))

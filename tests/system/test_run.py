@@ -175,6 +175,20 @@ def test_a_report_that_cannot_be_written_is_said_before_the_command_runs(
     assert not (tmp_path / "ran").exists()
 
 
+def test_the_report_to_standard_output_comes_behind_what_the_command_prints(
+    home: Path, tmp_path: Path
+) -> None:
+    arguments = ["run", "--ksm", "engine", "--report", "-", "--", "echo", "the command's"]
+    with (tmp_path / "out").open("w+") as out:
+        subprocess.run(
+            [sys.executable, "-m", "pagemerge", *arguments], check=True, timeout=120, stdout=out
+        )
+        out.seek(0)
+        assert out.readline() == "the command's\n"
+        assert json.load(out)["exit_status"] == 0
+    assert not (Path.cwd() / "-").exists()
+
+
 def test_the_exit_status_is_the_commands_though_nothing_can_be_said(home: Path) -> None:
     assert home
     full = run("--report", "/dev/full", "--", "sh", "-c", "exit 7")

@@ -31,6 +31,8 @@ from pagemerge.errors import CommandError
 NAME = "run"
 HELP = "run a command with its memory merged"
 
+STDOUT = Path("-")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
@@ -55,7 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "'advise --apply' and 'enable' later (engine)",
     )
     parser.add_argument(
-        "--report", type=Path, metavar="FILE", help="write what was saved there, as JSON"
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="write what was saved there, as JSON; -: standard output",
     )
     parser.add_argument(
         "--domain", metavar="NAME", help="share pages only within this domain (engine)"
@@ -195,15 +200,21 @@ def _check_writable(path: Path) -> None:
         CommandError: it can't.
     """
     try:
-        path.open("a").close()
+        if path != STDOUT:
+            path.open("a").close()
     except OSError as error:
         raise CommandError(f"the report can't be written: {path}: {error.strerror}") from error
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:
     """Write it; where that fails after all, the exit status is still the command's."""
+    text = json.dumps(report, indent=2) + "\n"
     try:
-        path.write_text(json.dumps(report, indent=2) + "\n")
+        if path == STDOUT:
+            # not opened anew: in a file it comes behind what the command has printed
+            os.write(sys.stdout.fileno(), text.encode())
+        else:
+            path.write_text(text)
     except OSError as error:
         with contextlib.suppress(OSError):
             sys.stderr.write(f"pagemerge: error: {path}: {error.strerror}: no report\n")

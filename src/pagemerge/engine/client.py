@@ -177,12 +177,13 @@ class EngineKsm(Ksm):
     implementation: ClassVar[str] = "engine"
 
     def __init__(self, runtime: Path | None = None) -> None:
-        """Speak to the daemon of a runtime folder; None: this user's own.
+        """Speak to the daemon of a runtime folder; None: this user's own, or that named by
+        `PAGEMERGE_RUNTIME_DIR` (for root: any user's).
 
         Raises:
-            EngineError: the folder is not private to this user.
+            EngineError: the folder is not private to its user.
         """
-        self.runtime = runtime or paths.runtime_dir()
+        self.runtime = runtime or paths.runtime_dir(visiting=True)
         self._connection: ControlConnection | None = None
         self._knobs = EngineKnobs(self)
 

@@ -37,11 +37,12 @@ POOL_NAME: Final = "/memfd:pagemerge"  # how a mapping of the pool shows in /pro
 _SOCKET_PATH_MAX = 107  # bytes; sockaddr_un.sun_path less its NUL
 
 
-def runtime_dir(*, create: bool = False) -> Path:
+def runtime_dir(*, create: bool = False, visiting: bool = False) -> Path:
     """Find the runtime folder; where it exists it is checked.
 
     Args:
         create: make it when it is not there (its parent must be).
+        visiting: only to speak to the daemon there, which root may do with any user's.
 
     Raises:
         EngineError: it is not private to this user, can't be made, or its path is too long.
@@ -63,12 +64,12 @@ def runtime_dir(*, create: bool = False) -> Path:
                 hint=f"set {RUNTIME_DIR_VARIABLE} to a folder whose parent is yours",
             ) from error
     if create or path.is_symlink() or path.exists():
-        check_runtime_dir(path)
+        check_runtime_dir(path, visiting=visiting)
     return path
 
 
-def check_runtime_dir(path: Path) -> None:
-    """Make sure that the folder is this user's alone.
+def check_runtime_dir(path: Path, *, visiting: bool = False) -> None:
+    """Make sure that the folder is this user's alone; or, for a visit of root's, some user's alone.
 
     Raises:
         EngineError: it is not; the hint says how it would be.
@@ -85,7 +86,7 @@ def check_runtime_dir(path: Path) -> None:
         )
     if not stat.S_ISDIR(found.st_mode):
         raise EngineError(f"the runtime folder {path} is not a folder", hint=elsewhere)
-    if found.st_uid != uid:
+    if found.st_uid != uid and not (visiting and uid == 0):
         raise EngineError(
             f"the runtime folder {path} belongs to user {found.st_uid}, not to you (user {uid})",
             hint=elsewhere,

@@ -10,6 +10,7 @@ import pytest
 
 from pagemerge.engine.paths import runtime_dir
 from pagemerge.errors import EngineError
+from tests.support.environment import require
 
 
 @pytest.fixture
@@ -46,6 +47,16 @@ def test_one_that_others_may_enter_is_refused(named: Path) -> None:
     error = refusal()
     assert "mode 0750" in str(error)
     assert error.hint == f"chmod 700 {named}"
+
+
+def test_root_may_visit_any_users_but_does_not_live_there(named: Path) -> None:
+    require(os.geteuid() == 0, "root, to give a folder away")
+    named.mkdir(mode=0o700)
+    os.chown(named, 65534, 65534)
+    assert runtime_dir(visiting=True) == named
+    assert "belongs to user 65534" in str(refusal())
+    with pytest.raises(EngineError, match="belongs to user 65534"):
+        runtime_dir()
 
 
 def test_a_symbolic_link_is_refused(named: Path, tmp_path: Path) -> None:
