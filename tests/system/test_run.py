@@ -178,6 +178,7 @@ def test_a_report_that_cannot_be_written_is_said_before_the_command_runs(
 def test_the_report_to_standard_output_comes_behind_what_the_command_prints(
     home: Path, tmp_path: Path
 ) -> None:
+    assert home
     arguments = ["run", "--ksm", "engine", "--report", "-", "--", "echo", "the command's"]
     with (tmp_path / "out").open("w+") as out:
         subprocess.run(

@@ -177,8 +177,9 @@ class EngineKsm(Ksm):
     implementation: ClassVar[str] = "engine"
 
     def __init__(self, runtime: Path | None = None) -> None:
-        """Speak to the daemon of a runtime folder; None: this user's own, or that named by
-        `PAGEMERGE_RUNTIME_DIR` (for root: any user's).
+        """Speak to the daemon of a runtime folder; None: that which the environment names.
+
+        Root may name any user's folder (`PAGEMERGE_RUNTIME_DIR`).
 
         Raises:
             EngineError: the folder is not private to its user.
