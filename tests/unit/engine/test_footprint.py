@@ -114,14 +114,22 @@ def test_without_a_pool_it_is_the_pss() -> None:
 
 
 def test_the_pool_takes_what_its_files_take(tmp_path: Path) -> None:
-    fd = os.memfd_create("pagemerge")
-    try:
-        os.truncate(fd, 1 << 30)
-        os.pwrite(fd, b"x" * 8192, 1 << 20)
-        again = os.dup(fd)
-        assert read_pool_bytes(os.getpid()) == 8192
-        os.close(again)
-    finally:
-        os.close(fd)
-    assert read_pool_bytes(os.getpid()) == 0
+    source = """
+import os, sys
+fd = os.memfd_create("pagemerge")
+os.truncate(fd, 1 << 30)
+os.pwrite(fd, b"x" * 8192, 1 << 20)
+again = os.dup(fd)
+print("ready", flush=True)
+sys.stdin.readline()
+os.close(fd)
+os.close(again)
+print("closed", flush=True)
+sys.stdin.readline()
+"""
+    with Child(source) as child:  # this process may have files of the pool from other tests
+        assert child.read_line() == "ready"
+        assert read_pool_bytes(child.pid) == 8192
+        assert child.ask("close") == "closed"
+        assert read_pool_bytes(child.pid) == 0
     assert read_pool_bytes(17, tmp_path) == 0
