@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <time.h>
 
 enum {
@@ -25,6 +26,8 @@ enum {
 	VMA_RESERVE = 1000,
 	MANY_THREADS = 100, /* from which a stop is dear */
 	REST = 20,          /* times what it took, until the next one */
+	LOOK_NS = 2000000,
+	SLEEPY_NS = 5000000, /* between two wake-ups of a program that sleeps, or more */
 };
 
 static struct pm_group groups[BATCH_GROUPS];
@@ -53,40 +56,65 @@ void pm_fail(struct pm_outcome *outcome, uint64_t addr, uint32_t npages, uint32_
 }
 
 /*
- * How many pages are kept from being written at a time.  A program that is at work meets them the more often, and waits the longer, the more they
- * are; one that sleeps does not mind.
+ * A program that is at work meets the pages that are kept from being written the more often, and waits the longer, the more they are at a time; and each of its threads that
+ * is stopped is missed.  One that sleeps minds neither.  It is at work when it uses the CPU, or wakes up often, as one does that waits for requests.
  */
-static int64_t used_before, at_before;
-static const int64_t STOPPED_NS = 200000; /* what threads may use to come back from the last stop */
+static struct meter {
+	int64_t ns, used_ns, switches;
+} before, between; /* at the end of the last request; and between requests, since it was last looked at */
 
-/* The two clocks are not read at once: the difference may even go back a little. */
-static int64_t used_by_program(void)
+static bool busy;
+
+/* What threads may use, and how often each may sleep again, to come back from a stop. */
+enum { STOPPED_NS = 200000, STOPPED_SWITCHES = 2 };
+
+/* The clocks are not read at once: what is the program's may even go back a little. */
+static struct meter read_meter(void)
 {
-	return (int64_t)(pm_clock_ns(CLOCK_PROCESS_CPUTIME_ID) - pm_clock_ns(CLOCK_THREAD_CPUTIME_ID));
+	struct rusage all, own;
+
+	getrusage(RUSAGE_SELF, &all);
+	getrusage(RUSAGE_THREAD, &own);
+	return (struct meter){
+		.ns = (int64_t)pm_clock_ns(CLOCK_MONOTONIC),
+		.used_ns = (int64_t)(pm_clock_ns(CLOCK_PROCESS_CPUTIME_ID) - pm_clock_ns(CLOCK_THREAD_CPUTIME_ID)),
+		.switches = all.ru_nvcsw - own.ru_nvcsw,
+	};
+}
+
+static void begin_request(void)
+{
+	struct meter now = read_meter();
+
+	between.ns += before.ns ? now.ns - before.ns : 0;
+	between.used_ns += now.used_ns - before.used_ns;
+	between.switches += now.switches - before.switches;
+	if (between.ns < LOOK_NS) /* too little to tell */
+		return;
+	busy = between.used_ns > between.ns / 20 || between.switches > between.ns / SLEEPY_NS;
+	between = (struct meter){ 0 };
 }
 
 /* What it uses during a request does not count: being stopped takes CPU, too, of one that sleeps. */
-static uint32_t choose_window(void)
+static void end_request(bool stopped)
 {
-	static bool busy;
-	int64_t passed = (int64_t)pm_clock_ns(CLOCK_MONOTONIC) - at_before;
+	before = read_meter();
+	if (stopped) {
+		before.used_ns += STOPPED_NS;
+		before.switches += STOPPED_SWITCHES * (int64_t)pm_freeze_threads();
+	}
+}
 
-	if (passed > 2 * STOPPED_NS) /* else it can't be told, and is taken to be as before */
-		busy = used_by_program() - used_before > STOPPED_NS + passed / 20;
-	/* Of many threads the stop itself takes longer than what it is for. */
-	return busy && pm_freeze_threads() < MANY_THREADS ? BUSY_PAGES : PM_GROUP_PAGES;
+/* Of many threads the stop itself takes longer than what it is for. */
+static bool is_delicate(void)
+{
+	return busy && pm_freeze_threads() < MANY_THREADS;
 }
 
 /* Stopping thousands of threads takes tens of milliseconds of their time: so seldom that it stays a small part of it. */
 static bool is_resting(void)
 {
 	return rest_until && pm_clock_ns(CLOCK_MONOTONIC) < rest_until;
-}
-
-static void choose_window_end(void)
-{
-	used_before = used_by_program();
-	at_before = (int64_t)pm_clock_ns(CLOCK_MONOTONIC);
 }
 
 /* How a group is kept still while it is looked at and replaced. */
@@ -108,6 +136,8 @@ static bool is_small(const struct pm_group *group)
 static void scatter(int pagemap, uint32_t n, const struct pm_request *request, struct pm_outcome *outcome)
 {
 	if (pagemap < 0 || request->give || request->direct || pm_opens_exchanges() || !(request->barrier & PM_BARRIER_FREEZE))
+		return;
+	if (is_delicate() && request->barrier & PM_BARRIER_UFFD) /* which stops nobody, and takes twice the time for it */
 		return;
 	for (uint32_t i = 0, k; i < n; i = k) {
 		for (k = i; k < n && is_small(&groups[k]) && groups[k].end - groups[i].start <= pm_bytes(window); k++)
@@ -294,7 +324,8 @@ void pm_merge(const struct pm_request *request, struct pm_outcome *outcome)
 	long most = read_max_map_count();
 
 	pm_dump_merged();
-	window = choose_window();
+	begin_request();
+	window = is_delicate() ? BUSY_PAGES : PM_GROUP_PAGES;
 	outcome->result.error = pm_views_map(request);
 	pm_vma_begin();
 	vmas_left = most - most / 10 - VMA_RESERVE - request->vmas;
@@ -320,7 +351,7 @@ void pm_merge(const struct pm_request *request, struct pm_outcome *outcome)
 	pm_vma_note(most - vmas_left);
 	pm_views_unmap(request->nfds);
 	pm_scatter_end();
-	choose_window_end();
+	end_request(outcome->result.barrier & PM_BARRIER_FREEZE);
 	if (pagemap >= 0)
 		close(pagemap);
 }

@@ -17,9 +17,9 @@ enum { DENSE = 2 }; /* a batch is worth it when it lies within so many times its
 
 enum { DECIDED = 1, WHOLE = 2 }; /* pm_run.flags: unchanged since the first look by write tracking; the key's high half is needed */
 
-static bool needs_whole(const struct pm_chunk *chunk, uint32_t i)
+static bool needs_whole(const struct pm_scanner *scanner, const struct pm_chunk *chunk, uint32_t i)
 {
-	return chunk->link[i] == PM_LINK_DIFFERS || pm_sum_is_whole(chunk->sum[i]);
+	return scanner->whole || chunk->link[i] == PM_LINK_DIFFERS || pm_sum_is_whole(chunk->sum[i]);
 }
 
 bool pm_hash_want(struct pm_scanner *scanner, const struct pm_batch *batch)
@@ -45,7 +45,7 @@ bool pm_hash_want(struct pm_scanner *scanner, const struct pm_batch *batch)
 	}
 	for (size_t i = 0; i < batch->n; i++) {
 		struct pm_run *run = request->n ? &request->runs[request->n - 1] : NULL;
-		uint32_t flags = (c[i].decided ? DECIDED : WHOLE) | (needs_whole(c[i].chunk, c[i].i) ? WHOLE : 0);
+		uint32_t flags = (c[i].decided ? DECIDED : WHOLE) | (needs_whole(scanner, c[i].chunk, c[i].i) ? WHOLE : 0);
 
 		if (run && run->addr + (uint64_t)run->npages * PM_PAGE_SIZE == c[i].address && run->flags == flags)
 			run->npages++;

@@ -46,10 +46,15 @@ void pm_page_hashes(const void *pages, size_t n, uint64_t *hashes)
 
 uint64_t pm_page_key(const void *page, bool whole)
 {
-	return chosen->key(page, whole);
+	uint64_t key = chosen->key(page, whole);
+
+	return whole || !pm_key_is_proof(key) ? key : chosen->key(page, true);
 }
 
 void pm_page_keys(const void *pages, size_t n, bool whole, uint64_t *keys)
 {
 	chosen->keys(pages, n, whole, keys);
+	for (size_t i = 0; i < n && !whole; i++)
+		if (pm_key_is_proof(keys[i]))
+			keys[i] = chosen->key((const char *)pages + i * PM_PAGE_SIZE, true);
 }

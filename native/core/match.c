@@ -15,6 +15,8 @@ enum {
 	STREAK_GAP = 64, /* pages */
 	TURN = 4096,     /* pages that one process may have written more than another */
 	SAME_SUM = 16, /* others that are looked at when a sum has proved to be two contents' */
+	DIFFERED_LEAST = 8, /* pages */
+	DIFFERED_SHARE = 16, /* of which they are one or more */
 };
 
 static uint32_t salt(int node)
@@ -171,8 +173,11 @@ static bool twin_gives(struct pm_scanner *scanner, const struct pm_chunk *chunk,
 	return scanner->streak.by_twin;
 }
 
-/* `page`: NULL where its content is not here, and the process will write it to the pool. */
-static void match(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, uint32_t sum, const char *page,
+/*
+ * `page`: NULL where its content is not here, and the process will write it to the pool.  `sampled`: by this sum, too, it may be that of a slot from when samples were
+ * gone by; else the same as `sum`.
+ */
+static void match(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, uint32_t sum, uint32_t sampled, const char *page,
 		  bool zero, int node)
 {
 	struct found found;
@@ -184,6 +189,11 @@ static void match(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i
 		return;
 	}
 	found = find(scanner, chunk, i, sum);
+	if (found.slot == PM_NO_SLOT && sampled != sum) {
+		found.slot = find(scanner, chunk, i, sampled).slot;
+		if (found.slot != PM_NO_SLOT)
+			chunk->sum[i] = sampled;
+	}
 	if (chunk->mm->deaf) {
 		found.slot = PM_NO_SLOT;
 		found.chunk = NULL;
@@ -252,6 +262,7 @@ static bool proven(struct pm_scanner *scanner, const struct pm_candidate *c, uin
 	uint32_t before = chunk->sum[c->i], link = chunk->link[c->i];
 	uint32_t sampled = sampled_sum(key, salted), whole = whole_sum(key, salted), check = whole | PM_SUM_CHECK;
 	bool known = key >> 32, differs = link == PM_LINK_DIFFERS; /* known: the whole page was looked at */
+	bool proved = before == whole || (differs && before == sampled);
 	unsigned int state = pm_page_state(chunk, c->i);
 
 	if (state == PM_UNSHARED) { /* without tracking: is it still what the index says? */
@@ -263,16 +274,16 @@ static bool proven(struct pm_scanner *scanner, const struct pm_candidate *c, uin
 	}
 	if (state != PM_LOOKED)
 		return false;
-	if (!known && (pm_sum_is_whole(before) || (differs && before == sampled))) /* asked for before that was so */
+	if (!known && (scanner->whole || pm_sum_is_whole(before) || proved)) /* asked for before that was so */
 		return false;
 	if (differs && before == whole) { /* neither sum helps; until it is written */
 		pm_set_state(chunk, c->i, PM_UNSHARED);
 		chunk->link[c->i] = PM_LINK_ALONE;
 		return false;
 	}
-	*sum = before == whole || (differs && before == sampled) ? whole : sampled;
+	*sum = proved || scanner->whole ? whole : sampled;
 	/* A candidate that it was before it stays; should it have changed where the samples do not show it, the comparison will. */
-	if (c->decided || *sum == whole || before == check ||
+	if (c->decided || proved || before == check ||
 	    (before == sampled && (scanner->anew || link == PM_LINK_KNOWN || link == PM_LINK_LEFT))) {
 		chunk->sum[c->i] = *sum;
 		return true;
@@ -283,12 +294,73 @@ static bool proven(struct pm_scanner *scanner, const struct pm_candidate *c, uin
 	return false;
 }
 
+/* Found by its samples and not compared yet, nor on the way to be. */
+static bool is_unproved(struct pm_scanner *scanner, const struct pm_chunk *chunk, uint32_t i)
+{
+	uint32_t link = chunk->link[i];
+	const struct pm_segment *segment;
+
+	if (pm_sum_is_whole(chunk->sum[i]))
+		return false;
+	switch (pm_page_state(chunk, i)) {
+	case PM_UNSHARED:
+		return link != PM_LINK_ALONE;
+	case PM_PENDING:
+		segment = link == PM_LINK_ZERO ? NULL : pm_pool_segment(&scanner->pool, link);
+		return segment && segment->open && !pm_slot_is_given(segment, link);
+	default:
+		return false;
+	}
+}
+
+static void take_whole(struct pm_scanner *scanner)
+{
+	scanner->whole = true;
+	for (struct pm_mm *mm = scanner->mms; mm; mm = mm->next)
+		for (size_t c = 0; c < mm->nchunks; c++) {
+			struct pm_chunk *chunk = mm->chunks[c];
+
+			for (uint32_t i = 0; i < chunk->n; i++) {
+				if (!is_unproved(scanner, chunk, i))
+					continue;
+				pm_page_detach(scanner, chunk, i, PM_LOOKED);
+				chunk->link[i] = PM_LINK_DIFFERS;
+			}
+		}
+}
+
+/*
+ * Where many pages are equal but for a word, most of what samples match would be written to the pool and mapped for nothing.  So a part of the pages, chosen by what their samples
+ * are, is hashed whole, too (pm_page_keys), and this tells how much the samples are worth here.  However many pages there are: the more, the smaller the part.
+ */
+static void judge(struct pm_scanner *scanner, uint32_t page, uint64_t key)
+{
+	uint32_t sampled = (uint32_t)key, whole = (uint32_t)(key >> 32), at = sampled >> 22;
+
+	if (scanner->whole || !whole || !pm_key_is_proof(key) || sampled >> PM_PROOF_BITS & scanner->proofs.mask)
+		return;
+	if (scanner->proofs.of[at].whole && scanner->proofs.of[at].sampled == sampled && scanner->proofs.of[at].page != page) {
+		scanner->proofs.judged++;
+		scanner->proofs.differed += scanner->proofs.of[at].whole != whole;
+		if (scanner->proofs.differed >= DIFFERED_LEAST && scanner->proofs.differed * DIFFERED_SHARE >= scanner->proofs.judged)
+			take_whole(scanner);
+		return;
+	}
+	if (scanner->proofs.of[at].whole && scanner->proofs.of[at].sampled != sampled && ++scanner->proofs.evicted == PM_PROOFS) {
+		scanner->proofs.mask = scanner->proofs.mask << 1 | 1;
+		scanner->proofs.evicted = 0;
+	}
+	scanner->proofs.of[at].page = page;
+	scanner->proofs.of[at].sampled = sampled;
+	scanner->proofs.of[at].whole = whole;
+}
+
 /* `content`: of the batch's pages, or NULL. */
 static void match_all(struct pm_scanner *scanner, struct pm_batch *batch, const char *content)
 {
 	static const char zeros[PM_PAGE_SIZE];
 	const struct pm_candidate *c = batch->candidates;
-	uint64_t zero_key = content ? 0 : pm_page_key(zeros, false);
+	uint64_t zero_sampled = pm_page_key(zeros, false), zero_whole = pm_page_key(zeros, true);
 	uint32_t sum;
 
 	scanner->counts.bytes_read += batch->bytes_read;
@@ -303,10 +375,15 @@ static void match_all(struct pm_scanner *scanner, struct pm_batch *batch, const 
 	for (size_t i = 0; i < batch->n; i++)
 		if (c[i].chunk && proven(scanner, &c[i], batch->keys[i], salt(batch->nodes[i]), &sum)) {
 			const char *page = content ? content + i * PM_PAGE_SIZE : NULL;
+			struct pm_chunk *chunk = c[i].chunk;
+			bool fresh = pm_sum_is_whole(sum) && scanner->whole && chunk->link[c[i].i] != PM_LINK_DIFFERS;
+			bool zero = page ? scanner->knobs.use_zero_pages && pm_page_is_zero(page) :
+					   batch->keys[i] == (batch->keys[i] >> 32 ? zero_whole : zero_sampled);
 
-			c[i].chunk->touched = scanner->slice;
-			match(scanner, c[i].chunk, c[i].i, sum, page, page ? scanner->knobs.use_zero_pages && pm_page_is_zero(page) : batch->keys[i] == zero_key,
-			      batch->nodes[i]);
+			if (!zero)
+				judge(scanner, pm_page_number(chunk, c[i].i), batch->keys[i]);
+			chunk->touched = scanner->slice;
+			match(scanner, chunk, c[i].i, sum, fresh ? sampled_sum(batch->keys[i], salt(batch->nodes[i])) : sum, page, zero, batch->nodes[i]);
 		}
 	batch->n = 0;
 }

@@ -163,6 +163,10 @@ void pm_mm_remove(struct pm_scanner *scanner, struct pm_mm *mm)
 	while (*at != mm)
 		at = &(*at)->next;
 	*at = mm->next;
+	if (!scanner->mms) { /* others may hold something else */
+		scanner->whole = false;
+		memset(&scanner->proofs, 0, sizeof(scanner->proofs));
+	}
 	for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
 		if (fds[i] >= 0)
 			close(fds[i]);

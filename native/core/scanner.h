@@ -36,6 +36,7 @@ enum {
 	PM_NAME_MAX = 32,
 	PM_EVENTS = 1 << 15,
 	PM_DIFFERING = 64,
+	PM_PROOFS = 1024, /* pages hashed whole, for what samples are worth; the top bits of their samples */
 };
 
 struct pm_interval {
@@ -182,6 +183,14 @@ struct pm_scanner {
 	uint32_t differing[PM_DIFFERING]; /* pages of an answer that proved to differ from their slots: as many as are matched anew at once */
 	size_t ndiffering;
 	bool anew; /* such pages are being matched */
+	bool whole; /* samples tell too little of what these processes hold: pages are hashed whole */
+	struct {
+		uint32_t judged, differed; /* pages whose samples are another's, and those that are other pages nevertheless */
+		uint32_t mask, evicted;
+		struct {
+			uint32_t page, sampled, whole;
+		} of[PM_PROOFS];
+	} proofs; /* pages hashed whole besides, chosen by their samples */
 	uint32_t *lone; /* slots from which a page proved to differ in this pass */
 	size_t nlone, lone_cap;
 	struct pm_page_region spans[PM_SPANS];
