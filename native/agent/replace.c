@@ -82,7 +82,7 @@ static struct meter read_meter(void)
 	};
 }
 
-static void begin_request(void)
+void pm_request_begin(void)
 {
 	struct meter now = read_meter();
 
@@ -96,7 +96,7 @@ static void begin_request(void)
 }
 
 /* What it uses during a request does not count: being stopped takes CPU, too, of one that sleeps. */
-static void end_request(bool stopped)
+void pm_request_end(bool stopped)
 {
 	before = read_meter();
 	if (stopped) {
@@ -106,7 +106,7 @@ static void end_request(bool stopped)
 }
 
 /* Of many threads the stop itself takes longer than what it is for. */
-static bool is_delicate(void)
+bool pm_is_delicate(void)
 {
 	return busy && pm_freeze_threads() < MANY_THREADS;
 }
@@ -137,7 +137,7 @@ static void scatter(int pagemap, uint32_t n, const struct pm_request *request, s
 {
 	if (pagemap < 0 || request->give || request->direct || pm_opens_exchanges() || !(request->barrier & PM_BARRIER_FREEZE))
 		return;
-	if (is_delicate() && request->barrier & PM_BARRIER_UFFD) /* which stops nobody, and takes twice the time for it */
+	if (pm_is_delicate() && request->barrier & PM_BARRIER_UFFD) /* which stops nobody, and takes twice the time for it */
 		return;
 	for (uint32_t i = 0, k; i < n; i = k) {
 		for (k = i; k < n && is_small(&groups[k]) && groups[k].end - groups[i].start <= pm_bytes(window); k++)
@@ -324,8 +324,8 @@ void pm_merge(const struct pm_request *request, struct pm_outcome *outcome)
 	long most = read_max_map_count();
 
 	pm_dump_merged();
-	begin_request();
-	window = is_delicate() ? BUSY_PAGES : PM_GROUP_PAGES;
+	pm_request_begin();
+	window = pm_is_delicate() ? BUSY_PAGES : PM_GROUP_PAGES;
 	outcome->result.error = pm_views_map(request);
 	pm_vma_begin();
 	vmas_left = most - most / 10 - VMA_RESERVE - request->vmas;
@@ -351,7 +351,7 @@ void pm_merge(const struct pm_request *request, struct pm_outcome *outcome)
 	pm_vma_note(most - vmas_left);
 	pm_views_unmap(request->nfds);
 	pm_scatter_end();
-	end_request(outcome->result.barrier & PM_BARRIER_FREEZE);
+	pm_request_end(outcome->result.barrier & PM_BARRIER_FREEZE);
 	if (pagemap >= 0)
 		close(pagemap);
 }

@@ -40,6 +40,11 @@ static inline uint64_t pm_clock_ns(clockid_t clock)
 
 /* Add pages that were left as they were, and why (enum pm_failure). */
 void pm_fail(struct pm_outcome *outcome, uint64_t addr, uint32_t npages, uint32_t why);
+/* Around what the daemon asks for: from what the program does between that it is told whether it is at work. */
+void pm_request_begin(void);
+void pm_request_end(bool stopped);
+/* A program that is at work: it is to be stopped seldom, and for a short time. */
+bool pm_is_delicate(void);
 /* Stop the threads, none of them in the middle of a call that changes mappings: 0 or -errno. */
 int pm_stop_threads(unsigned int timeout_usecs);
 /* The same for pages that were looked at before: nothing has come about meanwhile by which they are written unseen. */

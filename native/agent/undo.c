@@ -91,18 +91,25 @@ static bool has_come_to_be_held(void)
 	return finding.refusal[0] && !only_protected(&finding);
 }
 
-/* One stop serves many mappings, which may be of a page each: up to so many pages, and for so long. */
-enum { HELD_NSECS = 1000000 };
+/*
+ * One stop serves many mappings, which may be of a page each: up to so many pages, and for so long.  A program that is at work is held for a shorter time, and then has
+ * twice the time for itself.
+ */
+enum { HELD_NSECS = 1000000, HELD_GENTLY_NSECS = 200000, GENTLY = 2, REST_MOST_NSECS = 2000000 };
 struct stop {
-	bool on;
+	bool on, gentle;
 	uint32_t pages;
 	uint64_t began, all_since; /* ns: when it began, and when all threads had stopped */
+	uint64_t rest_until;
 };
 
 static int begin(struct stop *stop, int (*stop_threads)(void))
 {
+	uint64_t now = pm_clock_ns(CLOCK_MONOTONIC);
 	int error;
 
+	if (stop->gentle && now < stop->rest_until)
+		nanosleep(&(struct timespec){ .tv_nsec = (long)(stop->rest_until - now) }, NULL);
 	stop->began = pm_clock_ns(CLOCK_MONOTONIC);
 	stop->pages = 0;
 	error = stop_threads();
@@ -113,18 +120,22 @@ static int begin(struct stop *stop, int (*stop_threads)(void))
 
 static void end_stop(struct stop *stop, struct pm_outcome *outcome)
 {
+	uint64_t took;
+
 	if (!stop->on)
 		return;
 	pm_freeze_end();
 	stop->on = false;
+	took = pm_clock_ns(CLOCK_MONOTONIC) - stop->began;
+	stop->rest_until = stop->began + took + GENTLY * (took < REST_MOST_NSECS ? took : REST_MOST_NSECS);
 	if (outcome)
-		outcome->result.stopped_ns += pm_clock_ns(CLOCK_MONOTONIC) - stop->began;
+		outcome->result.stopped_ns += took;
 }
 
 static void have_done(struct stop *stop, uint64_t bytes, struct pm_outcome *outcome)
 {
 	stop->pages += (uint32_t)(bytes >> PM_PAGE_SHIFT);
-	if (stop->pages >= PM_GROUP_PAGES || pm_clock_ns(CLOCK_MONOTONIC) - stop->all_since > HELD_NSECS)
+	if (stop->pages >= PM_GROUP_PAGES || pm_clock_ns(CLOCK_MONOTONIC) - stop->all_since > (stop->gentle ? HELD_GENTLY_NSECS : HELD_NSECS))
 		end_stop(stop, outcome);
 }
 
@@ -204,12 +215,15 @@ void pm_unmerge(const struct pm_range *ranges, uint32_t count, bool held, struct
 {
 	struct stop stop = { 0 };
 
+	pm_request_begin();
+	stop.gentle = pm_is_delicate();
 	for (uint32_t i = 0; i < count; i++)
 		if (held)
 			make_own(ranges[i].start, ranges[i].end, outcome);
 		else
 			make_anonymous(&stop, ranges[i].start, ranges[i].end, outcome);
 	end_stop(&stop, outcome);
+	pm_request_end(true);
 	outcome->result.barrier |= PM_BARRIER_FREEZE;
 }
 
