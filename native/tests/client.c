@@ -17,7 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { FILL = 1000, SUM, UNMAP, FORK, ADDRESS };
+enum { FILL = 1000, POKE, SUM, UNMAP, FORK, ADDRESS };
 
 struct command {
 	uint32_t type;
@@ -248,6 +248,8 @@ _Noreturn static void live(int sock)
 
 			if (command.type == FILL)
 				fill(at, command.value);
+			else if (command.type == POKE)
+				at[command.value]++;
 			else if (command.type == SUM)
 				command.value = sum(at);
 			else if (command.type == UNMAP)
@@ -359,6 +361,11 @@ void client_stop(struct client *client)
 void client_fill(struct client *client, uint64_t page, uint64_t number)
 {
 	ask(client, FILL, page, 0, number);
+}
+
+void client_poke(struct client *client, uint64_t page, uint64_t at)
+{
+	ask(client, POKE, page, 0, at);
 }
 
 uint64_t client_sum(struct client *client, uint64_t page)

@@ -19,6 +19,8 @@ void client_start(struct client *client, uint64_t pages);
 void client_stop(struct client *client);
 /* Fill a page from a number (0: zeros). */
 void client_fill(struct client *client, uint64_t page, uint64_t number);
+/* Change one byte of it. */
+void client_poke(struct client *client, uint64_t page, uint64_t at);
 /* A number that says what the page holds. */
 uint64_t client_sum(struct client *client, uint64_t page);
 void client_unmap(struct client *client, uint64_t page, uint64_t n);

@@ -464,6 +464,39 @@ static void test_processes_write_their_own_pages(void)
 	finish(c, 2);
 }
 
+static void test_pages_that_are_equal_but_for_a_byte_are_soon_hashed_whole(void)
+{
+	enum { THIRD = 64 };
+	struct client c[3];
+
+	begin();
+	for (uint64_t k = 0; k < 2; k++) {
+		client_start(&c[k], GIVEN);
+		for (uint64_t i = 0; i < GIVEN; i++) {
+			client_fill(&c[k], i, 1 + i);
+			if (k && i >= THIRD && i % 2)
+				client_poke(&c[k], i, i * 67 % PM_PAGE_SIZE);
+		}
+		client_add(&scanner, &c[k], k + 1, 0, true);
+		pm_mm_find(&scanner, k + 1)->gives = true;
+	}
+	for (int i = 0; i < 10; i++)
+		pass(&scanner, c, 2);
+	EXPECT((GIVEN + THIRD) / 2, (GIVEN + THIRD) / 2, GIVEN - THIRD, 0, 0);
+	CHECK(scanner.whole);
+	CHECK(scanner.counts.failed[PM_FAIL_DIFFERS] < (GIVEN - THIRD) / 4);
+
+	client_start(&c[2], GIVEN); /* and who comes later finds what was merged by samples, too */
+	for (uint64_t i = 0; i < GIVEN; i++)
+		client_fill(&c[2], i, 1 + i);
+	client_add(&scanner, &c[2], 3, 0, true);
+	for (int i = 0; i < 10; i++)
+		pass(&scanner, c, 3);
+	EXPECT(GIVEN, GIVEN + (GIVEN + THIRD) / 2, (GIVEN - THIRD) / 2, 0, 0);
+	finish(c, 3);
+	CHECK(!scanner.whole);
+}
+
 /* Scan both, up to where the second has been asked to write to the pool, and has not answered. */
 static struct pm_request_out stop_in_the_middle(struct client *c)
 {
@@ -602,6 +635,7 @@ int main(void)
 		test_a_huge_empty_region_costs_nothing();
 	}
 	test_processes_write_their_own_pages();
+	test_pages_that_are_equal_but_for_a_byte_are_soon_hashed_whole();
 	test_who_is_lost_while_writing_leaves_nothing_wrong();
 	test_who_does_not_answer_while_writing_is_not_waited_for();
 	test_a_dropped_segment_leaves_no_window_behind();

@@ -108,6 +108,7 @@ def latency(*added: int) -> LatencyResult:
                 {"late": {"p99": 1000 + ns}, "took": {"p99": 500 + ns}},
                 merging_seconds=1.0,
                 pages_sharing=100,
+                stolen_seconds=0.0,
                 bad_pages=1,
             )
             for ns in added
