@@ -360,7 +360,7 @@ static void match_all(struct pm_scanner *scanner, struct pm_batch *batch, const 
 {
 	static const char zeros[PM_PAGE_SIZE];
 	const struct pm_candidate *c = batch->candidates;
-	uint64_t zero_sampled = pm_page_key(zeros, false), zero_whole = pm_page_key(zeros, true);
+	uint64_t zero_key = content ? 0 : pm_page_key(zeros, true); /* without `whole`, too: samples of zeros tell nothing */
 	uint32_t sum;
 
 	scanner->counts.bytes_read += batch->bytes_read;
@@ -377,8 +377,7 @@ static void match_all(struct pm_scanner *scanner, struct pm_batch *batch, const 
 			const char *page = content ? content + i * PM_PAGE_SIZE : NULL;
 			struct pm_chunk *chunk = c[i].chunk;
 			bool fresh = pm_sum_is_whole(sum) && scanner->whole && chunk->link[c[i].i] != PM_LINK_DIFFERS;
-			bool zero = page ? scanner->knobs.use_zero_pages && pm_page_is_zero(page) :
-					   batch->keys[i] == (batch->keys[i] >> 32 ? zero_whole : zero_sampled);
+			bool zero = page ? scanner->knobs.use_zero_pages && pm_page_is_zero(page) : batch->keys[i] == zero_key;
 
 			if (!zero)
 				judge(scanner, pm_page_number(chunk, c[i].i), batch->keys[i]);

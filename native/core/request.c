@@ -429,9 +429,9 @@ static void page_failed(struct pm_scanner *scanner, struct pm_chunk *chunk, uint
 	switch (why) {
 	case PM_FAIL_DIFFERS:
 		/* Equal by its sum, not by its bytes; if it has not been written either, another sum may tell. */
-		chunk->link[i] = PM_LINK_DIFFERS;
 		if (type != PM_MERGE)
 			break;
+		chunk->link[i] = PM_LINK_DIFFERS;
 		note_lone(scanner, link);
 		if (scanner->ndiffering < PM_DIFFERING) {
 			scanner->differing[scanner->ndiffering++] = pm_page_number(chunk, i);
