@@ -331,20 +331,21 @@ static void take_whole(struct pm_scanner *scanner)
 
 /*
  * Where many pages are equal but for a word, most of what samples match would be written to the pool and mapped for nothing.  So a part of the pages, chosen by what their samples
- * are, is hashed whole, too (pm_page_keys), and this tells how much the samples are worth here.  However many pages there are: the more, the smaller the part.
+ * are, is hashed whole, too (pm_page_keys), and this tells how much the samples are worth here.  However many pages there are: the more, the smaller the part.  True: it has just turned out
+ * that they are worth too little.
  */
-static void judge(struct pm_scanner *scanner, uint32_t page, uint64_t key)
+static bool judge(struct pm_scanner *scanner, uint32_t page, uint64_t key)
 {
 	uint32_t sampled = (uint32_t)key, whole = (uint32_t)(key >> 32), at = sampled >> 22;
 
 	if (scanner->whole || !whole || !pm_key_is_proof(key) || sampled >> PM_PROOF_BITS & scanner->proofs.mask)
-		return;
+		return false;
 	if (scanner->proofs.of[at].whole && scanner->proofs.of[at].sampled == sampled && scanner->proofs.of[at].page != page) {
 		scanner->proofs.judged++;
 		scanner->proofs.differed += scanner->proofs.of[at].whole != whole;
 		if (scanner->proofs.differed >= DIFFERED_LEAST && scanner->proofs.differed * DIFFERED_SHARE >= scanner->proofs.judged)
 			take_whole(scanner);
-		return;
+		return scanner->whole;
 	}
 	if (scanner->proofs.of[at].whole && scanner->proofs.of[at].sampled != sampled && ++scanner->proofs.evicted == PM_PROOFS) {
 		scanner->proofs.mask = scanner->proofs.mask << 1 | 1;
@@ -353,6 +354,7 @@ static void judge(struct pm_scanner *scanner, uint32_t page, uint64_t key)
 	scanner->proofs.of[at].page = page;
 	scanner->proofs.of[at].sampled = sampled;
 	scanner->proofs.of[at].whole = whole;
+	return false;
 }
 
 /* `content`: of the batch's pages, or NULL. */
@@ -379,8 +381,10 @@ static void match_all(struct pm_scanner *scanner, struct pm_batch *batch, const 
 			bool fresh = pm_sum_is_whole(sum) && scanner->whole && chunk->link[c[i].i] != PM_LINK_DIFFERS;
 			bool zero = page ? scanner->knobs.use_zero_pages && pm_page_is_zero(page) : batch->keys[i] == zero_key;
 
-			if (!zero)
-				judge(scanner, pm_page_number(chunk, c[i].i), batch->keys[i]);
+			if (!zero && judge(scanner, pm_page_number(chunk, c[i].i), batch->keys[i])) {
+				chunk->link[c[i].i] = PM_LINK_DIFFERS; /* this one, too */
+				continue;
+			}
 			chunk->touched = scanner->slice;
 			match(scanner, chunk, c[i].i, sum, fresh ? sampled_sum(batch->keys[i], salt(batch->nodes[i])) : sum, page, zero, batch->nodes[i]);
 		}
