@@ -28,6 +28,7 @@ enum {
 	REST = 20,          /* times what it took, until the next one */
 	LOOK_NS = 2000000,
 	SLEEPY_NS = 5000000, /* between two wake-ups of a program that sleeps, or more */
+	SWITCHES_FEW = 4,
 };
 
 static struct pm_group groups[BATCH_GROUPS];
@@ -86,12 +87,14 @@ void pm_request_begin(void)
 {
 	struct meter now = read_meter();
 
-	between.ns += before.ns ? now.ns - before.ns : 0;
+	if (!before.ns)
+		return;
+	between.ns += now.ns - before.ns;
 	between.used_ns += now.used_ns - before.used_ns;
 	between.switches += now.switches - before.switches;
 	if (between.ns < LOOK_NS) /* too little to tell */
 		return;
-	busy = between.used_ns > between.ns / 20 || between.switches > between.ns / SLEEPY_NS;
+	busy = between.used_ns > between.ns / 20 || between.switches > SWITCHES_FEW + between.ns / SLEEPY_NS;
 	between = (struct meter){ 0 };
 }
 
