@@ -93,9 +93,9 @@ static bool has_come_to_be_held(void)
 
 /*
  * One stop serves many mappings, which may be of a page each: up to so many pages, and for so long.  A program that is at work is held for a shorter time, and then has
- * twice the time for itself.
+ * eight times as long for itself.
  */
-enum { HELD_NSECS = 1000000, HELD_GENTLY_NSECS = 200000, GENTLY = 2, REST_MOST_NSECS = 2000000 };
+enum { HELD_NSECS = 1000000, HELD_GENTLY_NSECS = 200000, GENTLY = 8, REST_MOST_NSECS = 2000000 };
 struct stop {
 	bool on, gentle;
 	uint32_t pages;

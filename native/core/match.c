@@ -15,7 +15,7 @@ enum {
 	STREAK_GAP = 64, /* pages */
 	TURN = 4096,     /* pages that one process may have written more than another */
 	SAME_SUM = 16, /* others that are looked at when a sum has proved to be two contents' */
-	DIFFERED_LEAST = 8, /* pages */
+	DIFFERED_LEAST = 4, /* pages */
 	DIFFERED_SHARE = 16, /* of which they are one or more */
 };
 
