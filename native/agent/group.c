@@ -471,6 +471,8 @@ int pm_views_map(const struct pm_request *request)
 			views[i] = NULL;
 			return -errno;
 		}
+		/* No other use than this: where a view goes, the kernel need not note for each page that it was used, which moves it to another list. */
+		pm_madvise(views[i], view_bytes[i], MADV_RANDOM);
 		if (!still_segment(i, request->fds[i]))
 			return -EBADF;
 	}
