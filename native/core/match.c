@@ -42,7 +42,7 @@ static void ask(struct pm_chunk *chunk, uint32_t i, uint32_t link)
 		chunk->mm->held_since = pm_now_ns();
 	pm_page_unleave(chunk, i);
 	chunk->link[i] = link;
-	chunk->waits = 0;
+	pm_chunk_wake(chunk);
 	pm_set_state(chunk, i, PM_PENDING);
 }
 

@@ -262,7 +262,8 @@ static bool is_under_way(const struct build *build, const struct pm_chunk *chunk
 	return build->hold && chunk->touched == build->scanner->slice && build->mm->cursor < chunk->base + PM_CHUNK_BYTES;
 }
 
-enum { HELD = 2 }; /* pm_chunk.waits: until scanning is over */
+/* pm_chunk.waits: until scanning is over, or twice as many pages are wanted (<< 2) as when that was found. */
+enum { HELD = 2, WAITS_KIND = 3 };
 
 /* What decides, besides the pages, which of them must wait. */
 static uint32_t pool_state(const struct build *build)
@@ -273,7 +274,16 @@ static uint32_t pool_state(const struct build *build)
 /* Nothing can have come of another look at the chunk: without this each request would go through all pages that wait. */
 static bool is_waiting(const struct build *build, const struct pm_chunk *chunk, enum pm_message_type type)
 {
-	return (type == PM_MERGE || type == PM_GIVE) && (chunk->waits == pool_state(build) || (build->hold && chunk->waits == HELD));
+	if (type != PM_MERGE && type != PM_GIVE)
+		return false;
+	return (chunk->waits & WAITS_KIND) == HELD ? build->hold && chunk->wanted < 2 * (chunk->waits >> 2) : chunk->waits == pool_state(build);
+}
+
+/* More pages of it are wanted. */
+void pm_chunk_wake(struct pm_chunk *chunk)
+{
+	if ((chunk->waits & WAITS_KIND) != HELD)
+		chunk->waits = 0;
 }
 
 /* Go over the chunks in which something is wanted, from where the last request ended. */
@@ -297,8 +307,10 @@ static void collect(struct build *build, enum pm_message_type type)
 				build_merges(build, chunk);
 			else
 				build_ranges(build, chunk, type);
-			if (type == PM_MERGE && build->n == before && !build->left && !build->full)
-				chunk->waits = held ? HELD : pool_state(build);
+			if (held)
+				chunk->waits = (uint32_t)chunk->wanted << 2 | HELD;
+			else if (type == PM_MERGE && build->n == before && !build->left && !build->full)
+				chunk->waits = pool_state(build);
 		}
 		mm->wanted_at = at;
 		if (!build->full)
@@ -358,10 +370,12 @@ int pm_mm_take(struct pm_scanner *scanner, struct pm_mm *mm, struct pm_request_o
 	for (size_t i = 0; i < sizeof(types) / sizeof(types[0]) && !build.n; i++) {
 		type = types[i];
 		build.give = type == PM_GIVE;
-		if ((build.give && !mm->unclosed) || (type == PM_ZERO && !scanner->zeros) || (type == PM_UNMERGE && !mm->pages[PM_RECALLED]))
+		if ((build.give && (!mm->unclosed || (!build.hold && mm->asked_to_give == mm->given))) || (type == PM_ZERO && !scanner->zeros) || (type == PM_UNMERGE && !mm->pages[PM_RECALLED]))
 			continue;
 		build.full = false;
 		collect(&build, type);
+		if (build.give && !build.n && !build.hold)
+			mm->asked_to_give = mm->given;
 	}
 	if (!build.n) {
 		pm_give_close(scanner, mm, false);

@@ -112,6 +112,7 @@ struct pm_mm {
 	uint32_t giving;   /* the segment that it fills, or PM_NO_SLOT */
 	uint32_t spill, spill_used; /* in such a segment: the window for pages whose own position is taken */
 	uint64_t given;    /* pages that it was to write so far */
+	uint64_t asked_to_give; /* of `given`, when there was nothing left that it had not been asked for */
 	uint32_t unclosed; /* segments that it may write */
 };
 
@@ -281,6 +282,8 @@ void pm_give_close(struct pm_scanner *scanner, struct pm_mm *mm, bool all);
 int pm_mm_take(struct pm_scanner *scanner, struct pm_mm *mm, struct pm_request_out *out);
 /* 0, or -EINVAL: not an answer to what was asked. */
 int pm_mm_answer(struct pm_scanner *scanner, struct pm_mm *mm, const void *datagram, size_t length);
+/* More pages of a chunk are wanted. */
+void pm_chunk_wake(struct pm_chunk *chunk);
 void pm_mm_lost(struct pm_scanner *scanner, struct pm_mm *mm);
 void pm_mm_unmerge(struct pm_scanner *scanner, struct pm_mm *mm, uint64_t start, uint64_t end);
 void pm_unmerge_all(struct pm_scanner *scanner);
