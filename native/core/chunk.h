@@ -64,6 +64,7 @@ struct pm_chunk {
 	uint16_t looked; /* pages PM_LOOKED */
 	bool huge;       /* in a transparent huge page, when last looked at */
 	bool plain;      /* no page needs more than its write tracking: as of the last look at all of them */
+	bool takes;       /* none of what is to be merged is to be given */
 	uint32_t waits;   /* all that is to be merged waits, for what request.c knows; 0: that is not known */
 	uint32_t touched; /* the slice of scanning in which its pages were matched last */
 	uint32_t *sum;   /* [n] */

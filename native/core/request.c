@@ -276,6 +276,8 @@ static bool is_waiting(const struct build *build, const struct pm_chunk *chunk, 
 {
 	if (type != PM_MERGE && type != PM_GIVE)
 		return false;
+	if (type == PM_GIVE && chunk->takes)
+		return true;
 	return (chunk->waits & WAITS_KIND) == HELD ? build->hold && chunk->wanted < 2 * (chunk->waits >> 2) : chunk->waits == pool_state(build);
 }
 
@@ -284,6 +286,7 @@ void pm_chunk_wake(struct pm_chunk *chunk)
 {
 	if ((chunk->waits & WAITS_KIND) != HELD)
 		chunk->waits = 0;
+	chunk->takes = false;
 }
 
 /* Go over the chunks in which something is wanted, from where the last request ended. */
@@ -309,8 +312,12 @@ static void collect(struct build *build, enum pm_message_type type)
 				build_ranges(build, chunk, type);
 			if (held)
 				chunk->waits = (uint32_t)chunk->wanted << 2 | HELD;
-			else if (type == PM_MERGE && build->n == before && !build->left && !build->full)
+			else if (build->n > before || build->left || build->full)
+				;
+			else if (type == PM_MERGE)
 				chunk->waits = pool_state(build);
+			else if (type == PM_GIVE)
+				chunk->takes = true;
 		}
 		mm->wanted_at = at;
 		if (!build->full)
