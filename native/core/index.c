@@ -6,24 +6,31 @@
 #include <string.h>
 
 enum {
-	SIZE_MIN = 256,
+	SIZE_MIN = 256, /* a power of two */
+	SIZE_MAX_CHAINS = 1 << 30,
+	GROW_SHARE = 16, /* of its size, by which the table is made larger */
 	LOAD_MAX = 2, /* entries a chain; the price of a longer chain is a cache miss for each record on it */
 };
 
-static uint32_t *heads_create(uint32_t size)
+static void start(struct pm_index *index, uint32_t *heads, uint32_t cap)
 {
-	uint32_t *heads = malloc(size * sizeof(*heads));
-
-	if (heads)
-		memset(heads, 0xff, size * sizeof(*heads)); /* PM_REF_NONE */
-	return heads;
+	memset(heads, 0xff, SIZE_MIN * sizeof(*heads)); /* PM_REF_NONE */
+	index->heads = heads;
+	index->cap = cap;
+	index->size = SIZE_MIN;
+	index->mask = SIZE_MIN - 1;
+	index->count = 0;
 }
 
 int pm_index_init(struct pm_index *index, struct pm_chunks *chunks, struct pm_pool *pool)
 {
-	*index = (struct pm_index){.chunks = chunks, .pool = pool, .size = SIZE_MIN};
-	index->heads = heads_create(SIZE_MIN);
-	return index->heads ? 0 : -ENOMEM;
+	uint32_t *heads = malloc(SIZE_MIN * sizeof(*heads));
+
+	*index = (struct pm_index){.chunks = chunks, .pool = pool};
+	if (!heads)
+		return -ENOMEM;
+	start(index, heads, SIZE_MIN);
+	return 0;
 }
 
 void pm_index_deinit(struct pm_index *index)
@@ -34,16 +41,9 @@ void pm_index_deinit(struct pm_index *index)
 
 void pm_index_clear(struct pm_index *index)
 {
-	uint32_t *heads = heads_create(SIZE_MIN);
+	uint32_t *heads = realloc(index->heads, SIZE_MIN * sizeof(*heads));
 
-	if (heads) {
-		free(index->heads);
-		index->heads = heads;
-		index->size = SIZE_MIN;
-	} else {
-		memset(index->heads, 0xff, index->size * sizeof(*index->heads));
-	}
-	index->count = 0;
+	start(index, heads ? heads : index->heads, heads ? SIZE_MIN : index->cap);
 }
 
 static uint32_t *link_of(const struct pm_index *index, uint32_t ref)
@@ -76,7 +76,7 @@ uint32_t pm_ref_sum(const struct pm_index *index, uint32_t ref)
 
 void pm_index_prefetch_entry(const struct pm_index *index, uint32_t sum)
 {
-	uint32_t ref = index->heads[sum & (index->size - 1)], i;
+	uint32_t ref = *pm_index_head(index, sum), i;
 
 	if (ref == PM_REF_NONE)
 		return;
@@ -103,7 +103,7 @@ static uint32_t matching(const struct pm_index *index, uint32_t ref, uint32_t su
 
 uint32_t pm_index_first(const struct pm_index *index, uint32_t sum)
 {
-	return matching(index, index->heads[sum & (index->size - 1)], sum);
+	return matching(index, *pm_index_head(index, sum), sum);
 }
 
 uint32_t pm_index_next(const struct pm_index *index, uint32_t ref, uint32_t sum)
@@ -111,31 +111,42 @@ uint32_t pm_index_next(const struct pm_index *index, uint32_t ref, uint32_t sum)
 	return matching(index, *link_of(index, ref), sum);
 }
 
+/* Room for more chains; false: there is none, and longer chains are slower, not wrong. */
+static bool make_room(struct pm_index *index)
+{
+	uint32_t cap = index->cap + index->cap / GROW_SHARE;
+	uint32_t *heads = cap > SIZE_MAX_CHAINS ? NULL : realloc(index->heads, cap * sizeof(*heads));
+
+	if (!heads)
+		return false;
+	index->heads = heads;
+	index->cap = cap;
+	return true;
+}
+
+/* A chain more: what belongs to it was in the one that its first bit does not tell from it. */
 static void grow(struct pm_index *index)
 {
-	uint32_t size = index->size * 2;
-	uint32_t *heads = size ? heads_create(size) : NULL;
+	uint32_t fresh = index->size, mask = fresh > index->mask ? index->mask << 1 | 1 : index->mask;
+	uint32_t *low, *high;
 
-	if (!heads) /* longer chains are slower, not wrong */
+	if (index->size == index->cap && !make_room(index))
 		return;
-	for (uint32_t i = 0; i < index->size; i++) {
-		/* A chain falls into two; appending keeps its order, in which slots with room come first. */
-		uint32_t *low = &heads[i], *high = &heads[i + index->size];
+	low = &index->heads[fresh & mask >> 1];
+	high = &index->heads[fresh];
+	/* Appending keeps their order, in which slots with room come first. */
+	for (uint32_t ref = *low; ref != PM_REF_NONE;) {
+		uint32_t *link = link_of(index, ref), next = *link;
+		uint32_t **tail = (pm_ref_sum(index, ref) & mask) == fresh ? &high : &low;
 
-		for (uint32_t ref = index->heads[i]; ref != PM_REF_NONE;) {
-			uint32_t *link = link_of(index, ref), next = *link;
-			uint32_t **tail = pm_ref_sum(index, ref) & index->size ? &high : &low;
-
-			**tail = ref;
-			*tail = link;
-			ref = next;
-		}
-		*low = PM_REF_NONE;
-		*high = PM_REF_NONE;
+		**tail = ref;
+		*tail = link;
+		ref = next;
 	}
-	free(index->heads);
-	index->heads = heads;
-	index->size = size;
+	*low = PM_REF_NONE;
+	*high = PM_REF_NONE;
+	index->mask = mask;
+	index->size++;
 }
 
 void pm_index_insert(struct pm_index *index, uint32_t ref, uint32_t sum)
@@ -144,7 +155,7 @@ void pm_index_insert(struct pm_index *index, uint32_t ref, uint32_t sum)
 
 	if (index->count >= index->size * (uint64_t)LOAD_MAX)
 		grow(index);
-	head = &index->heads[sum & (index->size - 1)];
+	head = pm_index_head(index, sum);
 	*link_of(index, ref) = *head;
 	*head = ref;
 	index->count++;
@@ -152,7 +163,7 @@ void pm_index_insert(struct pm_index *index, uint32_t ref, uint32_t sum)
 
 bool pm_index_remove(struct pm_index *index, uint32_t ref, uint32_t sum)
 {
-	uint32_t *at = &index->heads[sum & (index->size - 1)];
+	uint32_t *at = pm_index_head(index, sum);
 
 	while (*at != PM_REF_NONE && *at != ref)
 		at = link_of(index, *at);
