@@ -438,6 +438,7 @@ static const struct pm_header *carry_out(size_t length, const int *fds, uint32_t
 		pm_zero(body, header->count, out);
 	}
 	pm_refusal_forget();
+	out->result.at_work = pm_is_delicate();
 	out->result.cpu_ns = pm_clock_ns(CLOCK_THREAD_CPUTIME_ID);
 	return &out->header;
 }

@@ -143,7 +143,8 @@ struct pm_result {
 	uint32_t failed;  /* pages left as they were */
 	uint32_t copied;  /* gap pages copied */
 	uint32_t mappings; /* mappings made */
-	uint32_t barrier; /* enum pm_barrier: the one used */
+	uint16_t barrier; /* enum pm_barrier: the one used */
+	uint16_t at_work; /* 1: the program uses the CPU, or wakes up often, and would notice stops */
 	int32_t error;    /* 0, or a negative errno that ended the whole request */
 	uint64_t cpu_ns;  /* CPU time that the agent has used since it started */
 	uint64_t stopped_ns; /* time for which threads were held in this request */

@@ -615,6 +615,7 @@ int pm_mm_answer(struct pm_scanner *scanner, struct pm_mm *mm, const void *datag
 		return -ENOMEM;
 	memcpy(failed, (const char *)datagram + sizeof(header) + sizeof(result), bytes);
 	*at = request->next;
+	mm->at_work = result.at_work;
 	apply_failures(scanner, mm, request, failed, header.count);
 	for (uint32_t r = 0; r < request->n; r++) {
 		const struct pm_run *run = &request->runs[r];

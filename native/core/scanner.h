@@ -80,6 +80,7 @@ struct pm_mm {
 	uint64_t read_at, reading_due; /* ns */
 	bool deaf;       /* no connection: can't be asked */
 	bool gives;      /* its agent hashes and writes pages to the pool (PM_HELLO_GIVES) */
+	bool at_work;    /* its agent said so, of the program: it would notice to be stopped */
 	bool in_pass;    /* between begin_mm and the end of its scan */
 	bool by_mem;     /* process_vm_readv is forbidden: read /proc/PID/mem */
 	bool foreign;    /* maps a pool that is retired or unknown */

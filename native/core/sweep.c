@@ -86,7 +86,10 @@ static void drop(struct pm_scanner *scanner, struct pm_segment *segment)
 	scanner->counts.segments_dropped++;
 }
 
-/* Two different contents had the same sum: one of the two pages has been merged with nobody, and becomes its process's own again. */
+/*
+ * One of two pages was not, or no more, what it was taken for, and the other has been merged with nobody: it becomes its process's own again.  Not where that would keep a program from
+ * its work: such a page costs no more than one of its own, and the next with its content will be merged with it.
+ */
 static void part_lone(struct pm_scanner *scanner)
 {
 	size_t words = (size_t)scanner->pool.nsegments * PM_SEGMENT_PAGES / 64, some = 0, kept = 0;
@@ -110,7 +113,8 @@ static void part_lone(struct pm_scanner *scanner)
 
 				if (pm_page_state(chunk, i) != PM_MERGED || !(lone[slot / 64] >> slot % 64 & 1))
 					continue;
-				pm_set_state(chunk, i, PM_RECALLED);
+				if (!mm->at_work)
+					pm_set_state(chunk, i, PM_RECALLED);
 				lone[slot / 64] &= ~(1ull << slot % 64);
 			}
 		}

@@ -32,7 +32,7 @@ _HELLO = struct.Struct("=IIIIiIQQ64s64s")
 _WELCOME = struct.Struct("=IIiI")
 _RANGE = struct.Struct("=QQII")
 _HASHES = struct.Struct("=Q")
-_RESULT = struct.Struct("=IIIIIiQQ")
+_RESULT = struct.Struct("=IIIIHHiQQ")
 
 
 class Kind(IntEnum):
@@ -129,6 +129,7 @@ class Result:
     copied: int
     mappings: int
     barrier: Barrier
+    at_work: bool
     error: int
     cpu_ns: int
     stopped_ns: int
@@ -168,10 +169,12 @@ def parse_ranges(datagram: bytes) -> list[Range]:
 
 def parse_result(datagram: bytes) -> Result:
     """Read the head of a PM_RESULT that has been checked."""
-    merged, failed, copied, mappings, barrier, error, cpu_ns, stopped_ns = _RESULT.unpack_from(
-        datagram, _HEADER.size
+    merged, failed, copied, mappings, barrier, at_work, error, cpu_ns, stopped_ns = (
+        _RESULT.unpack_from(datagram, _HEADER.size)
     )
-    return Result(merged, failed, copied, mappings, Barrier(barrier), error, cpu_ns, stopped_ns)
+    return Result(
+        merged, failed, copied, mappings, Barrier(barrier), bool(at_work), error, cpu_ns, stopped_ns
+    )
 
 
 def parse_hashes(datagram: bytes) -> int:
