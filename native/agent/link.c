@@ -31,6 +31,7 @@
 #include "proto.h"
 #include "refusal.h"
 #include "replace.h"
+#include "step_back.h"
 
 enum { STACK_BYTES = 256 << 10, FD_FLOOR = 500, RETRY_FIRST_MS = 50, RETRY_MOST_MS = 1000, LOOK_AGAIN_MS = 10000, REFUSED_LOOK_MS = 1000,
        LINGER_MS = 10, SHARED_LOOK_MS = 20, NOTES_AT_ONCE = 64 };
@@ -504,6 +505,7 @@ static void settle_in(void)
 	uint64_t all = ~(1ULL << (33 - 1)), bell = 1ULL << (PM_WAKE_SIGNAL - 1); /* 33 is glibc's for setuid(2) and the like, which waits for us */
 
 	prctl(PR_SET_NAME, "pagemerge");
+	pm_step_back(PM_KSMD_NICE);
 	syscall(SYS_rt_sigprocmask, 0 /* SIG_BLOCK */, &all, NULL, sizeof(all)); /* glibc's own would leave the bell out */
 	private_table = pm_table_separate();
 	bell_fd = private_table ? (int)syscall(SYS_signalfd4, -1, &bell, sizeof(bell), SFD_CLOEXEC | SFD_NONBLOCK) : -1;

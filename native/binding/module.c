@@ -7,6 +7,7 @@
 #include "pool.h"
 #include "proto.h"
 #include "protocol.h"
+#include "step_back.h"
 
 #include <errno.h>
 
@@ -129,6 +130,17 @@ static PyObject *parse_maps(PyObject *Py_UNUSED(module), PyObject *arg)
 	return result;
 }
 
+static PyObject *step_back(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+	int err = pm_step_back(PM_KSMD_NICE);
+
+	if (err) {
+		errno = -err;
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
+	Py_RETURN_NONE;
+}
+
 static PyMethodDef module_methods[] = {
 	{"hash_pages", hash_pages, METH_O, "XXH3-64 of every whole page of a readable buffer, as packed native uint64."},
 	{"page_keys", page_keys, METH_VARARGS, "What an agent answers to PM_HASH of every whole page of a readable buffer, as packed native uint64."},
@@ -136,6 +148,7 @@ static PyMethodDef module_methods[] = {
 	{"check_message", check_message, METH_VARARGS, "ValueError, with the reason, where a datagram is not well-formed."},
 	{"parse_maps", parse_maps, METH_O,
 	 "Lines of /proc/PID/maps: (start, end, perms, offset, dev, inode, path); dev is major << 20 | minor."},
+	{"step_back", step_back, METH_NOARGS, "Have the calling thread let others go first, as ksmd does. OSError."},
 	{"inject", pm_py_inject, METH_VARARGS, "System calls made by another process: (results, nanoseconds stopped)."},
 	{"slice_end", pm_py_slice_end, METH_VARARGS, "Where unmerging is to pause: (end, pages, present, merged)."},
 	{NULL, NULL, 0, NULL},

@@ -17,6 +17,10 @@ def hash_pages(buffer: object) -> bytes:
 def zero_pages(buffer: object) -> bytes:
     """One byte a page: 1 where the page is all zero."""
 
+def step_back() -> None:
+    """Have the calling thread let others go first, as ksmd does: nice 5, and whoever wakes up
+    need not wait for it. OSError where that is forbidden."""
+
 @final
 class Scanner:
     """What ksmd knows of one domain: processes, their pages, the index, the pool."""

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from pagemerge._core import step_back
 from pagemerge.engine import paths
 from pagemerge.engine.daemon import Daemon
 from pagemerge.engine.settings import Settings
@@ -19,8 +20,6 @@ from pagemerge.errors import CommandError, EngineError, PagemergeError
 __all__ = ["main"]
 
 log = logging.getLogger("pagemerge.daemon")
-
-KSMD_NICE = 5  # as the kernel gives its own
 
 
 @contextlib.contextmanager
@@ -68,8 +67,8 @@ def main(values: dict[str, str], *, detach: bool = False, log_file: Path | None 
         _start_log(log_file)
         with _only_one(runtime):
             _raise_descriptor_limit()
-            nice = os.getpriority(os.PRIO_PROCESS, 0)
-            os.setpriority(os.PRIO_PROCESS, 0, max(nice, KSMD_NICE))
+            with contextlib.suppress(OSError):  # forbidden, perhaps: it would only be politer
+                step_back()
             daemon = Daemon(runtime, settings)
             daemon.stop_on_signals()
             log.info("ready in %s, pid %d", runtime, os.getpid())

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: MIT */
+/* A thread that works in the background lets others go first. */
+#ifndef PM_STEP_BACK_H
+#define PM_STEP_BACK_H
+
+#include <errno.h>
+#include <sched.h>
+#include <stdint.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { PM_KSMD_NICE = 5 }; /* as the kernel gives its own */
+
+/*
+ * The calling thread gets that nice value, or keeps a higher one, and asks for the longest slice there is: whoever wakes up with a shorter one, as all others do, need not wait
+ * for the end of ours (Linux 6.12 and later).  Without it a program's thread waits for milliseconds where all CPUs scan or merge.  A thread with a policy of its own keeps that.
+ * 0 or -errno.
+ */
+static inline int pm_step_back(int nice)
+{
+	struct { /* struct sched_attr, as of its first version: what a libc knows of it differs */
+		uint32_t size, policy;
+		uint64_t flags;
+		int32_t nice;
+		uint32_t priority;
+		uint64_t runtime, deadline, period; /* ns */
+	} attr = {0};
+
+	if (syscall(SYS_sched_getattr, 0, &attr, sizeof(attr), 0))
+		return -errno;
+	if (attr.policy != SCHED_OTHER && attr.policy != SCHED_BATCH)
+		return 0;
+	attr.size = sizeof(attr);
+	attr.flags = 0;
+	attr.nice = attr.nice > nice ? attr.nice : nice;
+	attr.runtime = 100000000;
+	return syscall(SYS_sched_setattr, 0, &attr, 0) ? -errno : 0;
+}
+
+#endif
