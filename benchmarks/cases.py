@@ -330,7 +330,7 @@ def measure_latency(implementation: Implementation, program: Path, pages: int) -
             # Written pages leave again, so growth means a page in a thousand more.
             if sharing > most + pages // 1000:
                 most, grew = sharing, now
-            # With half of them merged, a pause is the end; before that, there is one between looking and merging.
+            # With half of them merged a pause is the end; before that, merging may just begin.
             pause = 0.3 if most > writer.equal_pages // 2 else PLATEAU_SECONDS
             if (most and now - grew > pause) or now > LIMIT_SECONDS:
                 break

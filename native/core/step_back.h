@@ -10,11 +10,12 @@
 #include <unistd.h>
 
 enum { PM_KSMD_NICE = 5 }; /* as the kernel gives its own */
+enum { PM_SLICE_NS = 10000000 };
 
 /*
- * The calling thread gets that nice value, or keeps a higher one, and asks for the longest slice there is: whoever wakes up with a shorter one, as all others do, need not wait
- * for the end of ours (Linux 6.12 and later).  Without it a program's thread waits for milliseconds where all CPUs scan or merge.  A thread with a policy of its own keeps that.
- * 0 or -errno.
+ * The calling thread gets that nice value, or keeps a higher one, and asks for a longer slice than others have (2.8 ms at most): whoever wakes up with a shorter one need not wait
+ * for the end of ours (Linux 6.12 and later).  Without it a program's thread waits for milliseconds where all CPUs scan or merge.  Not much longer, as one that is kept from running
+ * may wait that long, and a program with it.  A thread with a policy of its own keeps that.  0 or -errno.
  */
 static inline int pm_step_back(int nice)
 {
@@ -33,7 +34,7 @@ static inline int pm_step_back(int nice)
 	attr.size = sizeof(attr);
 	attr.flags = 0;
 	attr.nice = attr.nice > nice ? attr.nice : nice;
-	attr.runtime = 100000000;
+	attr.runtime = PM_SLICE_NS;
 	return syscall(SYS_sched_setattr, 0, &attr, 0) ? -errno : 0;
 }
 

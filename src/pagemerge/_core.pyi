@@ -18,8 +18,7 @@ def zero_pages(buffer: object) -> bytes:
     """One byte a page: 1 where the page is all zero."""
 
 def step_back() -> None:
-    """Have the calling thread let others go first, as ksmd does: nice 5, and whoever wakes up
-    need not wait for it. OSError where that is forbidden."""
+    """Have the calling thread let others go first, as ksmd does; OSError where it may not."""
 
 @final
 class Scanner:
