@@ -399,6 +399,8 @@ void client_do(struct pm_scanner *scanner, struct client *client, const struct p
 	send_fds(client->sock, out->datagram, out->length, out->fds, out->nfds);
 	n = recv(client->sock, answer, sizeof(answer), 0);
 	CHECK(n > 0);
+	if (((const struct pm_header *)(const void *)answer)->type == PM_RESULT)
+		((struct pm_result *)(void *)(answer + sizeof(struct pm_header)))->at_work = client->at_work;
 	CHECK_EQUAL(pm_mm_answer(scanner, pm_mm_find(scanner, client->number), answer, (size_t)n), 0);
 }
 

@@ -11,6 +11,7 @@ struct client {
 	uint64_t number; /* of its mm */
 	uint64_t memory; /* address of its pages */
 	uint64_t pages;
+	bool at_work; /* it says so in its answers */
 	int fds[4]; /* pagemap, maps, mem, userfaultfd; -1 where it has none */
 };
 

@@ -507,6 +507,40 @@ static void test_pages_that_are_equal_but_for_a_byte_are_soon_hashed_whole(void)
 	CHECK(!scanner.whole);
 }
 
+/* Two pages that differ where the samples do not show it: one of them has been merged with nobody when that turns out. */
+static void test_who_is_at_work_is_not_asked_back_for_what_is_merged_with_nobody(void)
+{
+	enum { ODD = 8 };
+
+	for (int at_work = 0; at_work < 2; at_work++) {
+		struct client c[2];
+
+		begin();
+		for (uint64_t k = 0; k < 2; k++) {
+			client_start(&c[k], GIVEN);
+			for (uint64_t i = 0; i < GIVEN; i++) {
+				client_fill(&c[k], i, 1 + i);
+				if (k && i < ODD)
+					client_poke(&c[k], i, i * 67 % PM_PAGE_SIZE);
+			}
+			client_add(&scanner, &c[k], k + 1, 0, true);
+			pm_mm_find(&scanner, k + 1)->gives = true;
+			c[k].at_work = at_work;
+		}
+		settle(c, 2, GIVEN - ODD);
+		CHECK_EQUAL(counter(&scanner, "pages_sharing"), GIVEN - ODD);
+		CHECK(scanner.counts.failed[PM_FAIL_DIFFERS] > 0);
+		if (at_work) {
+			CHECK(counter(&scanner, "pages_shared") > GIVEN - ODD);
+			CHECK_EQUAL(counter(&scanner, "unmerge_requests"), 0);
+		} else {
+			CHECK_EQUAL(counter(&scanner, "pages_shared"), GIVEN - ODD);
+			CHECK(counter(&scanner, "unmerge_requests") > 0);
+		}
+		finish(c, 2);
+	}
+}
+
 /* Scan both, up to where the second has been asked to write to the pool, and has not answered. */
 static struct pm_request_out stop_in_the_middle(struct client *c)
 {
@@ -646,6 +680,7 @@ int main(void)
 	}
 	test_processes_write_their_own_pages();
 	test_pages_that_are_equal_but_for_a_byte_are_soon_hashed_whole();
+	test_who_is_at_work_is_not_asked_back_for_what_is_merged_with_nobody();
 	test_who_is_lost_while_writing_leaves_nothing_wrong();
 	test_who_does_not_answer_while_writing_is_not_waited_for();
 	test_a_dropped_segment_leaves_no_window_behind();

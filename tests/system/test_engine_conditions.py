@@ -33,6 +33,23 @@ def merged_pair(daemon: EngineDaemon, one: Child, two: Child, pages: int = N) ->
     return [one.ask("sum"), two.ask("sum")]
 
 
+def test_what_works_in_the_background_is_as_nice_as_ksmd(engine_daemon: EngineDaemon) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    with holder(agent_env(engine_daemon.runtime)) as child:
+        child.ask("fill seed 16")
+        assert child.ask("mark") == "0"
+        engine_daemon.wait_registered(1)
+        tasks = {
+            int(task.name): (task / "comm").read_text().strip()
+            for task in Path(f"/proc/{child.pid}/task").iterdir()
+        }
+        nice = {tid: os.getpriority(os.PRIO_PROCESS, tid) for tid in tasks}
+    agents = [tid for tid, name in tasks.items() if name == "pagemerge"]
+    assert [nice[tid] for tid in agents] == [max(own, 5)]
+    assert nice[child.pid] == own
+    assert os.getpriority(os.PRIO_PROCESS, engine_daemon.process.pid) == max(own, 5)
+
+
 def read_meminfo(name: str) -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith(f"{name}:"):
