@@ -300,11 +300,12 @@ def measure_latency(implementation: Implementation, program: Path, pages: int) -
 
     Two processes with the same 90 % of pages in the same order; in one of them eight threads each
     store a word to a random page a thousand times a second. They do so first for two seconds with
-    nobody merging, which tells how late the machine itself wakes eight threads, then from the
-    start of merging until 0.3 s after it stopped growing, with half of the equal pages merged or
-    more. What merging adds is the difference of the two 99th percentiles, both over all writes of all threads: thousands a second, so that a
-    round's p99 rests on a hundred writes or more. "late" counts from when a write was due, so that
-    a thread that could not run counts as well; "took" is the store alone.
+    nobody merging, which tells how late the machine itself wakes eight threads, then from the start
+    of merging until 0.3 s after it stopped growing, with half of the equal pages merged or more.
+    What merging adds is the difference of the two 99th percentiles, both over all writes of all
+    threads: thousands a second, so that a round's p99 rests on a hundred writes or more. "late"
+    counts from when a write was due, so that a thread that could not run counts as well; "took" is
+    the store alone.
 
     One round says little on a machine with fewer cores than threads: the caller takes several, one
     implementation after the other in turns (`LATENCY_ROUNDS`); median and spread are reported.
