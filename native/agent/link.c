@@ -363,7 +363,9 @@ static size_t receive(int *fds, uint32_t *nfds)
 static void hash(const struct pm_header *request, const struct pm_range *ranges)
 {
 	buffers->hashed.header = (struct pm_header){ .type = PM_HASHES, .seq = request->seq };
+	pm_request_begin();
 	buffers->hashed.header.count = pm_hash_ranges(ranges, request->count, buffers->hashed.hash);
+	pm_request_end(false);
 	buffers->hashed.hashes.cpu_ns = pm_clock_ns(CLOCK_THREAD_CPUTIME_ID);
 }
 
@@ -505,7 +507,7 @@ static void settle_in(void)
 	uint64_t all = ~(1ULL << (33 - 1)), bell = 1ULL << (PM_WAKE_SIGNAL - 1); /* 33 is glibc's for setuid(2) and the like, which waits for us */
 
 	prctl(PR_SET_NAME, "pagemerge");
-	pm_step_back(PM_KSMD_NICE);
+	pm_step_back(false);
 	syscall(SYS_rt_sigprocmask, 0 /* SIG_BLOCK */, &all, NULL, sizeof(all)); /* glibc's own would leave the bell out */
 	private_table = pm_table_separate();
 	bell_fd = private_table ? (int)syscall(SYS_signalfd4, -1, &bell, sizeof(bell), SFD_CLOEXEC | SFD_NONBLOCK) : -1;

@@ -10,6 +10,7 @@
 #include "group.h"
 #include "marks.h"
 #include "refusal.h"
+#include "step_back.h"
 
 #include <fcntl.h>
 #include <string.h>
@@ -86,6 +87,7 @@ static struct meter read_meter(void)
 void pm_request_begin(void)
 {
 	struct meter now = read_meter();
+	bool now_busy;
 
 	if (!before.ns)
 		return;
@@ -94,7 +96,10 @@ void pm_request_begin(void)
 	between.switches += now.switches - before.switches;
 	if (between.ns < LOOK_NS) /* too little to tell */
 		return;
-	busy = between.used_ns > between.ns / 20 || between.switches > SWITCHES_FEW + between.ns / SLEEPY_NS;
+	now_busy = between.used_ns > between.ns / 20 || between.switches > SWITCHES_FEW + between.ns / SLEEPY_NS;
+	if (now_busy != busy)
+		pm_step_back(now_busy);
+	busy = now_busy;
 	between = (struct meter){ 0 };
 }
 

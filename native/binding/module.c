@@ -132,7 +132,7 @@ static PyObject *parse_maps(PyObject *Py_UNUSED(module), PyObject *arg)
 
 static PyObject *step_back(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
-	int err = pm_step_back(PM_KSMD_NICE);
+	int err = pm_step_back(false);
 
 	if (err) {
 		errno = -err;

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <sched.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -13,11 +14,11 @@ enum { PM_KSMD_NICE = 5 }; /* as the kernel gives its own */
 enum { PM_SLICE_NS = 10000000 };
 
 /*
- * The calling thread gets that nice value, or keeps a higher one, and asks for a longer slice than others have (2.8 ms at most): whoever wakes up with a shorter one need not wait
- * for the end of ours (Linux 6.12 and later).  Without it a program's thread waits for milliseconds where all CPUs scan or merge.  Not much longer, as one that is kept from running
- * may wait that long, and a program with it.  A thread with a policy of its own keeps that.  0 or -errno.
+ * The calling thread gets ksmd's nice value, or keeps a higher one.  `further`: and asks for a longer slice than others have (2.8 ms at most): whoever wakes up with a shorter one
+ * need not wait for the end of ours (Linux 6.12 and later), for milliseconds, where all CPUs scan or merge.  It may cost a twentieth of the work.  Not much longer, as one that is kept
+ * from running may wait that long, and a program with it.  A thread with a policy of its own keeps that.  0 or -errno.
  */
-static inline int pm_step_back(int nice)
+static inline int pm_step_back(bool further)
 {
 	struct { /* struct sched_attr, as of its first version: what a libc knows of it differs */
 		uint32_t size, policy;
@@ -33,8 +34,8 @@ static inline int pm_step_back(int nice)
 		return 0;
 	attr.size = sizeof(attr);
 	attr.flags = 0;
-	attr.nice = attr.nice > nice ? attr.nice : nice;
-	attr.runtime = PM_SLICE_NS;
+	attr.nice = attr.nice > PM_KSMD_NICE ? attr.nice : PM_KSMD_NICE;
+	attr.runtime = further ? PM_SLICE_NS : 0;
 	return syscall(SYS_sched_setattr, 0, &attr, 0) ? -errno : 0;
 }
 
