@@ -295,6 +295,7 @@ void client_start(struct client *client, uint64_t pages)
 {
 	int socks[2];
 
+	client->at_work = false;
 	CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, socks) == 0);
 	client->pid = fork();
 	if (client->pid == 0) {
@@ -317,6 +318,7 @@ void client_fork(struct client *parent, struct client *client)
 	socklen_t length = sizeof(peer);
 	int socks[2], on = 1;
 
+	client->at_work = false;
 	CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, socks) == 0);
 	CHECK(setsockopt(socks[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)) == 0);
 	send_fds(parent->sock, &command, sizeof(command), &socks[1], 1);
