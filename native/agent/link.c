@@ -266,6 +266,7 @@ static int say_hello(void)
 	int fds[4], error;
 	uint32_t n = 0;
 
+	pm_request_end(false); /* what the program does from now on tells whether it is at work */
 	barriers = find_barriers();
 	told_giving = can_give();
 	*hello = (struct pm_hello){
@@ -366,7 +367,7 @@ static void hash(const struct pm_header *request, const struct pm_range *ranges)
 	pm_request_begin();
 	buffers->hashed.header.count = pm_hash_ranges(ranges, request->count, buffers->hashed.hash);
 	pm_request_end(false);
-	buffers->hashed.hashes.cpu_ns = pm_clock_ns(CLOCK_THREAD_CPUTIME_ID);
+	buffers->hashed.hashes = (struct pm_hashes){ .cpu_ns = pm_clock_ns(CLOCK_THREAD_CPUTIME_ID), .at_work = pm_is_delicate() };
 }
 
 /* The answer to be sent, or NULL. */

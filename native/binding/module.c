@@ -130,10 +130,13 @@ static PyObject *parse_maps(PyObject *Py_UNUSED(module), PyObject *arg)
 	return result;
 }
 
-static PyObject *step_back(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+static PyObject *step_back(PyObject *Py_UNUSED(module), PyObject *further)
 {
-	int err = pm_step_back(false);
+	int on = PyObject_IsTrue(further), err;
 
+	if (on < 0)
+		return NULL;
+	err = pm_step_back(on);
 	if (err) {
 		errno = -err;
 		return PyErr_SetFromErrno(PyExc_OSError);
@@ -148,7 +151,7 @@ static PyMethodDef module_methods[] = {
 	{"check_message", check_message, METH_VARARGS, "ValueError, with the reason, where a datagram is not well-formed."},
 	{"parse_maps", parse_maps, METH_O,
 	 "Lines of /proc/PID/maps: (start, end, perms, offset, dev, inode, path); dev is major << 20 | minor."},
-	{"step_back", step_back, METH_NOARGS, "Have the calling thread let others go first, as ksmd does. OSError."},
+	{"step_back", step_back, METH_O, "Have the calling thread let others go first, as ksmd does, or further than that. OSError."},
 	{"inject", pm_py_inject, METH_VARARGS, "System calls made by another process: (results, nanoseconds stopped)."},
 	{"slice_end", pm_py_slice_end, METH_VARARGS, "Where unmerging is to pause: (end, pages, present, merged)."},
 	{NULL, NULL, 0, NULL},

@@ -138,6 +138,7 @@ int pm_hash_answer(struct pm_scanner *scanner, struct pm_mm *mm, const struct pm
 	struct pm_request **at = &mm->asked, *request;
 	struct pm_batch *batch = &scanner->hashed;
 	const char *hashes = (const char *)body + sizeof(struct pm_hashes);
+	struct pm_hashes head;
 	uint32_t run = 0, page = 0;
 
 	while (*at && (*at)->seq != header->seq)
@@ -146,6 +147,8 @@ int pm_hash_answer(struct pm_scanner *scanner, struct pm_mm *mm, const struct pm
 	if (!request || request->type != PM_HASH || request->pages != header->count || bytes != sizeof(struct pm_hashes) + header->count * sizeof(uint64_t))
 		return -EINVAL;
 	*at = request->next;
+	memcpy(&head, body, sizeof(head));
+	mm->at_work = head.at_work;
 	batch->mm = mm;
 	for (;;) {
 		next_batch(mm, request, &run, &page, batch);

@@ -151,7 +151,9 @@ struct pm_result {
 };
 
 struct pm_hashes {
-	uint64_t cpu_ns; /* as in pm_result */
+	uint64_t cpu_ns; /* these as in pm_result */
+	uint16_t at_work;
+	uint16_t unused[3];
 };
 
 /* Every page of the request that was not merged; pages that are not listed were. */
@@ -177,7 +179,7 @@ _Static_assert(sizeof(struct pm_welcome) == 16, "wire format");
 _Static_assert(sizeof(struct pm_range) == 24, "wire format");
 _Static_assert(sizeof(struct pm_run) == 24, "wire format");
 _Static_assert(sizeof(struct pm_result) == 40, "wire format");
-_Static_assert(sizeof(struct pm_hashes) == 8, "wire format");
+_Static_assert(sizeof(struct pm_hashes) == 16, "wire format");
 _Static_assert(sizeof(struct pm_failed) == 16, "wire format");
 
 #endif

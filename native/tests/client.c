@@ -403,6 +403,8 @@ void client_do(struct pm_scanner *scanner, struct client *client, const struct p
 	CHECK(n > 0);
 	if (((const struct pm_header *)(const void *)answer)->type == PM_RESULT)
 		((struct pm_result *)(void *)(answer + sizeof(struct pm_header)))->at_work = client->at_work;
+	else
+		((struct pm_hashes *)(void *)(answer + sizeof(struct pm_header)))->at_work = client->at_work;
 	CHECK_EQUAL(pm_mm_answer(scanner, pm_mm_find(scanner, client->number), answer, (size_t)n), 0);
 }
 

@@ -104,7 +104,7 @@ class Donor:
         for item in ranges:
             start, end = item.start - self.address, item.end - self.address
             keys += _core.page_keys(self.memory[start:end], bool(item.flags & _WHOLE))
-        head = _HEADER.pack(wire.Kind.HASHES, len(keys) // 8, seq) + struct.pack("=Q", 0)
+        head = _HEADER.pack(wire.Kind.HASHES, len(keys) // 8, seq) + bytes(16)
         self.sock.send(head + keys)
 
     def write(self, gift: Gift) -> None:

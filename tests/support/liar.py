@@ -46,7 +46,7 @@ class Liar(Donor):
             keys = self.chance.choice(
                 [bytes(8 * pages), b"\x01" * 8 * pages, os.urandom(8 * pages)]
             )
-            return self.send(wire.Kind.HASHES, pages, seq, bytes(8) + keys)
+            return self.send(wire.Kind.HASHES, pages, seq, bytes(16) + keys)
         if way < 0.6:
             return self.answer(
                 seq, self.chance.randrange(10_000), self.chance.choice([0, 0, -1, 5])

@@ -235,7 +235,7 @@ class AgentServer:
         if kind == wire.Kind.RESULT:
             self._hear_result(client, seq, datagram)
         elif kind == wire.Kind.HASHES:
-            spent = wire.parse_hashes(datagram)
+            spent, client.at_work = wire.parse_hashes(datagram)
             self._ksmd.hashing_ns += max(0, spent - client.agent_cpu_ns)
             client.agent_cpu_ns = max(client.agent_cpu_ns, spent)
             self._answered(client, seq, datagram)
@@ -263,6 +263,7 @@ class AgentServer:
         client.stopped_ns += result.stopped_ns
         client.copied_pages += result.copied
         client.barrier = result.barrier or client.barrier
+        client.at_work = result.at_work
         self._answered(client, seq, datagram)
 
     def _answered(self, client: Client, seq: int, datagram: bytes) -> None:
@@ -274,7 +275,7 @@ class AgentServer:
                 client.scanner.give(client.mm)
             log.info("%s answers again", client.who())
         client.scanner.put_result(client.mm, datagram)
-        client.send_requests()
+        self._ksmd.answered(client)
 
     def set_all(self, client: Client, on: bool) -> None:
         """Switch merging on or off for all of a process, as prctl(PR_SET_MEMORY_MERGE) does."""

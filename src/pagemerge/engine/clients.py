@@ -46,6 +46,7 @@ class Client:
     merge_any: bool = False
     marked: bool = False
     silent: bool = False
+    at_work: bool = False  # its agent said so: it would notice to be stopped, or to wait for a CPU
     since: float = field(default_factory=time.monotonic)
     under_way: dict[int, float] = field(default_factory=dict)
     barrier: int = 0  # enum pm_barrier: the one last used
@@ -80,7 +81,7 @@ class Client:
         self._words.append(datagram)
         self.send_requests()
 
-    def send_requests(self) -> int:
+    def send_requests(self, window: int = WINDOW) -> int:
         """Hand the agent what the scanner wants, as far as the window goes; datagrams sent."""
         sent = 0
         while self.sock is not None and self._words:
@@ -89,7 +90,7 @@ class Client:
             except OSError:  # no room for it yet; or the end, which is seen below
                 break
             del self._words[0]
-        while self.sock is not None and not self.silent and len(self.under_way) < WINDOW:
+        while self.sock is not None and not self.silent and len(self.under_way) < window:
             request = self._unsent or self.scanner.take_request(self.mm)
             self._unsent = None
             if request is None:
@@ -128,6 +129,10 @@ class Client:
             if fd >= 0:
                 os.close(fd)
         self.scanner.remove(self.mm)
+
+    def asked_since(self, then: float) -> bool:
+        """Tell whether something was asked after that time and has not been answered."""
+        return bool(self.under_way) and max(self.under_way.values()) > then
 
     def overdue(self, now: float) -> bool:
         """Tell whether an answer is later than it may be."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from pagemerge.engine.advisor import ScanTimeAdvisor
+from pagemerge.engine.turns import BUSY_SECONDS, Turns
 from pagemerge.units import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Ksmd:
         self.hashing_ns = 0  # what agents spent on scanning
         self._emit = emit
         self._order: list[Client] = []
+        self._turns = Turns()
         self._todo: deque[Client] = deque()
         self._current: Client | None = None
         self._in_pass = False
@@ -73,6 +75,7 @@ class Ksmd:
         """Put a process at the end of the order; a pass in progress does not visit it."""
         if client not in self._order:
             self._order.append(client)
+            self._turns.add(client)
             self._emit("ksm_enter", {"mm": client.mm, "pid": client.pid})
             self.rouse()
 
@@ -80,6 +83,7 @@ class Ksmd:
         """Take a process out."""
         if client in self._order:
             self._order.remove(client)
+            self._turns.remove(client)
             self._emit("ksm_exit", {"mm": client.mm, "pid": client.pid})
         if client in self._todo:
             self._todo.remove(client)
@@ -139,6 +143,8 @@ class Ksmd:
             return self._drain(now)
         if now < self._wake_at:
             return self._wake_at - now
+        if self._turns.taken(now):
+            return BUSY_SECONDS
         if not self._in_batch:
             self._in_batch = True
             self._batch_left = self.settings.pages_to_scan
@@ -200,8 +206,14 @@ class Ksmd:
         return False
 
     def send_requests(self) -> None:
-        """Hand every agent what is wanted of it."""
-        for client in self._order:
+        """Hand every agent whose turn it is what is wanted of it."""
+        self._turns.send_requests()
+
+    def answered(self, client: Client) -> None:
+        """Let an agent go on, or others take their turn."""
+        if self._turns.are_few:
+            self._turns.send_requests()
+        else:
             client.send_requests()
 
     def _drain(self, now: float) -> float | None:

@@ -68,7 +68,7 @@ def main(values: dict[str, str], *, detach: bool = False, log_file: Path | None 
         with _only_one(runtime):
             _raise_descriptor_limit()
             with contextlib.suppress(OSError):  # forbidden, perhaps: it would only be politer
-                step_back()
+                step_back(False)
             daemon = Daemon(runtime, settings)
             daemon.stop_on_signals()
             log.info("ready in %s, pid %d", runtime, os.getpid())

@@ -31,7 +31,7 @@ _HEADER = struct.Struct("=IIQ")
 _HELLO = struct.Struct("=IIIIiIQQ64s64s")
 _WELCOME = struct.Struct("=IIiI")
 _RANGE = struct.Struct("=QQII")
-_HASHES = struct.Struct("=Q")
+_HASHES = struct.Struct("=QH6x")
 _RESULT = struct.Struct("=IIIIHHiQQ")
 
 
@@ -177,10 +177,10 @@ def parse_result(datagram: bytes) -> Result:
     )
 
 
-def parse_hashes(datagram: bytes) -> int:
-    """Read the head of a PM_HASHES that has been checked: the agent's CPU time in ns."""
-    (cpu_ns,) = _HASHES.unpack_from(datagram, _HEADER.size)
-    return int(cpu_ns)
+def parse_hashes(datagram: bytes) -> tuple[int, bool]:
+    """Read the head of a PM_HASHES that has been checked: the agent's CPU ns, and `at_work`."""
+    cpu_ns, at_work = _HASHES.unpack_from(datagram, _HEADER.size)
+    return cpu_ns, bool(at_work)
 
 
 def render_welcome(daemon_pid: int, barrier: int = 0, freeze_max_usecs: int = 0) -> bytes:

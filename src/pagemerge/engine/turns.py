@@ -1,0 +1,74 @@
+"""Whose turn it is to work, where a program is at work that would have to wait for a CPU.
+
+ksmd is one thread. The engine is the daemon and a thread in each process, and where all of them
+work at once, a program that wakes up finds every CPU taken. So they take turns then: half of the
+CPUs are left to others, and on two CPUs that is one thread at a time, as with ksmd.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from pagemerge import _core
+
+if TYPE_CHECKING:
+    from pagemerge.engine.clients import Client
+
+__all__ = ["BUSY_SECONDS", "Turns"]
+
+BUSY_SECONDS = 0.05  # a request seldom takes as long; then another may begin
+
+
+class Turns:
+    """The registered processes, in the order in which they are asked."""
+
+    def __init__(self) -> None:
+        self._order: deque[Client] = deque()  # the one asked last at its end
+        self._at_a_time = max(1, len(os.sched_getaffinity(0)) // 2)
+        self._stepped_back = False
+
+    def add(self, client: Client) -> None:
+        """Let a process take part."""
+        self._order.append(client)
+
+    def remove(self, client: Client) -> None:
+        """Let it take part no longer."""
+        self._order.remove(client)
+
+    @property
+    def are_few(self) -> bool:
+        """Whether a program is at work, so that not everybody may go on at once."""
+        return any(client.at_work and client.answers for client in self._order)
+
+    def taken(self, now: float) -> bool:
+        """Tell whether as many work as may, so that the daemon waits, too."""
+        return self.are_few and self._busy(now) >= self._at_a_time
+
+    def send_requests(self) -> None:
+        """Hand agents what is wanted of them: one request at a time where turns are few."""
+        few = self.are_few
+        self._step_back(few)
+        if not few:
+            for client in self._order:
+                client.send_requests()
+            return
+        room = self._at_a_time - self._busy(time.monotonic())
+        for _ in range(len(self._order)):
+            if room <= 0:
+                return
+            client = self._order.popleft()
+            self._order.append(client)
+            room -= client.send_requests(1)
+
+    def _busy(self, now: float) -> int:
+        return sum(client.asked_since(now - BUSY_SECONDS) for client in self._order)
+
+    def _step_back(self, further: bool) -> None:
+        if further != self._stepped_back:
+            self._stepped_back = further
+            with contextlib.suppress(OSError):  # forbidden, perhaps: it would only be politer
+                _core.step_back(further)
