@@ -18,8 +18,10 @@ def zero_pages(buffer: object) -> bytes:
     """One byte a page: 1 where the page is all zero."""
 
 def step_back(further: bool, /) -> None:
-    """Have the calling thread let others go first, as ksmd does; `further`: for as long as it
-    shares the CPUs with a program at work. OSError where it may not."""
+    """Have the calling thread let others go first, as ksmd does; OSError where it may not.
+
+    `further`: with a longer slice than others have, so that whoever wakes up need not wait.
+    """
 
 @final
 class Scanner:

@@ -20,12 +20,16 @@ __all__ = ["agent_env", "compiled", "holder", "read_stress", "run_stress"]
 
 # Lines in: "fill SEED N" (pages alike in all processes with the same seed), "unique N", "zero N",
 # "same CHAR N", "resize N" (mremap), "mark", "unmark", "write INDEX VALUE", "sum", "drop" (munmap),
-# "dontneed", "fork", "quit". One line out for each.
+# "dontneed", "fork", "spin" (until it is said again), "quit". One line out for each.
 _HOLDER = """
-import ctypes, hashlib, mmap, os, random, sys
+import ctypes, hashlib, mmap, os, random, sys, threading
 libc = ctypes.CDLL(None, use_errno=True)
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 region = None
+rest_now = None
+def spin(rest_now):
+    while not rest_now.is_set():
+        pass
 def address():
     return ctypes.addressof(ctypes.c_char.from_buffer(region))
 def advise(advice):
@@ -70,6 +74,13 @@ for line in sys.stdin:
             os.read(inner, 1)
             os._exit(0 if hashlib.sha256(region).hexdigest() == rest[1] else 1)
         answer = str(pid)
+    elif word == "spin":
+        if rest_now:
+            rest_now.set()
+            rest_now = None
+        else:
+            rest_now = threading.Event()
+            threading.Thread(target=spin, args=(rest_now,)).start()
     elif word == "wait":
         answer = str(os.waitstatus_to_exitcode(os.waitpid(int(rest[0]), 0)[1]))
     elif word == "quit":

@@ -50,6 +50,18 @@ def test_what_works_in_the_background_is_as_nice_as_ksmd(engine_daemon: EngineDa
     assert os.getpriority(os.PRIO_PROCESS, engine_daemon.process.pid) == max(own, 5)
 
 
+def test_a_program_at_work_is_told_from_one_that_sleeps(engine_daemon: EngineDaemon) -> None:
+    environment = agent_env(engine_daemon.runtime)
+    with holder(environment) as asleep, holder(environment) as busy:
+        busy.ask("spin")
+        try:
+            merged_pair(engine_daemon, asleep, busy)
+            told = {row["pid"]: row["at_work"] for row in engine_daemon.call("processes")}
+        finally:
+            busy.ask("spin")
+    assert told == {asleep.pid: False, busy.pid: True}
+
+
 def read_meminfo(name: str) -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith(f"{name}:"):

@@ -27,6 +27,7 @@ class Turns:
     """The registered processes, in the order in which they are asked."""
 
     def __init__(self) -> None:
+        """Nobody takes part yet."""
         self._order: deque[Client] = deque()  # the one asked last at its end
         self._at_a_time = max(1, len(os.sched_getaffinity(0)) // 2)
         self._stepped_back = False

@@ -40,7 +40,7 @@ class Scanner:
 
 
 class Client:
-    mm, pid, merge_any, asked = 1, 1, True, 0
+    mm, pid, merge_any, asked, at_work = 1, 1, True, 0, False
 
     def __init__(self, scanner: Scanner) -> None:
         self.scanner = scanner
