@@ -394,7 +394,14 @@ static const struct pm_header *carry_out(size_t length, const int *fds, uint32_t
 		if (welcome->barrier)
 			barriers &= welcome->barrier;
 		freeze_max_usecs = welcome->freeze_max_usecs;
+		pm_step_back(false); /* the daemon before may have said otherwise */
 		prctl(PR_SET_PTRACER, welcome->daemon_pid, 0, 0, 0);
+		return NULL;
+	}
+	if (header->type == PM_STEP_BACK) {
+		const struct pm_range *word = body;
+
+		pm_step_back(word->flags != 0);
 		return NULL;
 	}
 	if (header->type == PM_ADVISE || header->type == PM_ADVISE_ALL) {

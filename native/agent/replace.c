@@ -10,7 +10,6 @@
 #include "group.h"
 #include "marks.h"
 #include "refusal.h"
-#include "step_back.h"
 
 #include <fcntl.h>
 #include <string.h>
@@ -87,7 +86,6 @@ static struct meter read_meter(void)
 void pm_request_begin(void)
 {
 	struct meter now = read_meter();
-	bool now_busy;
 
 	if (!before.ns)
 		return;
@@ -96,10 +94,7 @@ void pm_request_begin(void)
 	between.switches += now.switches - before.switches;
 	if (between.ns < LOOK_NS) /* too little to tell */
 		return;
-	now_busy = between.used_ns > between.ns / 20 || between.switches > SWITCHES_FEW + between.ns / SLEEPY_NS;
-	if (now_busy != busy)
-		pm_step_back(now_busy);
-	busy = now_busy;
+	busy = between.used_ns > between.ns / 20 || between.switches > SWITCHES_FEW + between.ns / SLEEPY_NS;
 	between = (struct meter){ 0 };
 }
 

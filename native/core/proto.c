@@ -161,6 +161,7 @@ static const char *check(const unsigned char *datagram, size_t length, bool to_d
 		reason = check_size(length, header.count, 0, sizeof(struct pm_range));
 		return reason ? reason : check_ranges(body, header.count, PM_MARK_UNMERGEABLE);
 	case PM_ADVISE_ALL:
+	case PM_STEP_BACK:
 		return header.count == 1 ? check_size(length, 1, 0, sizeof(struct pm_range)) : "more than one word on all";
 	case PM_UNMERGE:
 	case PM_ZERO:

@@ -42,6 +42,7 @@ enum pm_message_type {
 	PM_ADVISE_ALL = 22, /* 1 pm_range: prctl(PR_SET_MEMORY_MERGE) on its behalf; flags as PM_ALL's.  Both are answered by PM_MARK and PM_ALL alone */
 	PM_HASH = 23,  /* pm_range[], of PM_HASH_PAGES pages at most: look at them where they are; flags = enum pm_hash_flag; answered by PM_HASHES.  Only to PM_HELLO_GIVES */
 	PM_GIVE = 24,  /* as PM_MERGE, but the segment is not sealed yet and the pages' content is to be written to it first.  Only to PM_HELLO_GIVES */
+	PM_STEP_BACK = 25, /* 1 pm_range; flags = 1: beside a program at work, be it this one or another, 0: no longer.  Not answered */
 };
 
 struct pm_header {

@@ -79,17 +79,12 @@ class Client:
     def tell(self, datagram: bytes) -> None:
         """Send the agent a message that it does not answer, now or with the next requests."""
         self._words.append(datagram)
-        self.send_requests()
+        self._send_words()
 
     def send_requests(self, window: int = WINDOW) -> int:
         """Hand the agent what the scanner wants, as far as the window goes; datagrams sent."""
         sent = 0
-        while self.sock is not None and self._words:
-            try:
-                self.sock.send(self._words[0])
-            except OSError:  # no room for it yet; or the end, which is seen below
-                break
-            del self._words[0]
+        self._send_words()
         while self.sock is not None and not self.silent and len(self.under_way) < window:
             request = self._unsent or self.scanner.take_request(self.mm)
             self._unsent = None
@@ -111,6 +106,14 @@ class Client:
             self.under_way[seq] = time.monotonic()
             sent += 1
         return sent
+
+    def _send_words(self) -> None:
+        while self.sock is not None and self._words:
+            try:
+                self.sock.send(self._words[0])
+            except OSError:  # no room for it yet; or the end, which is seen elsewhere
+                break
+            del self._words[0]
 
     def lose(self) -> None:
         """Close the connection; the process goes on with what it has mapped."""

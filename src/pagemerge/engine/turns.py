@@ -14,6 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from pagemerge import _core
+from pagemerge.engine.wire import render_step_back
 
 if TYPE_CHECKING:
     from pagemerge.engine.clients import Client
@@ -35,10 +36,14 @@ class Turns:
     def add(self, client: Client) -> None:
         """Let a process take part."""
         self._order.append(client)
+        if self._stepped_back:
+            client.tell(render_step_back(True))
 
     def remove(self, client: Client) -> None:
         """Let it take part no longer."""
         self._order.remove(client)
+        if self._stepped_back:
+            client.tell(render_step_back(False))
 
     @property
     def are_few(self) -> bool:
@@ -73,3 +78,5 @@ class Turns:
             self._stepped_back = further
             with contextlib.suppress(OSError):  # forbidden, perhaps: it would only be politer
                 _core.step_back(further)
+            for client in self._order:
+                client.tell(render_step_back(further))

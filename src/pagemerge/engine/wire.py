@@ -54,6 +54,7 @@ class Kind(IntEnum):
     ADVISE_ALL = 22
     HASH = 23
     GIVE = 24
+    STEP_BACK = 25
 
 
 class HelloFd(IntFlag):
@@ -197,6 +198,11 @@ def render_advise(start: int, end: int, kind: Mark) -> bytes:
 def render_advise_all(on: bool) -> bytes:
     """Make a PM_ADVISE_ALL: prctl(PR_SET_MEMORY_MERGE) on a program's behalf."""
     return _HEADER.pack(Kind.ADVISE_ALL, 1, 0) + _RANGE.pack(0, 0, on, 0)
+
+
+def render_step_back(further: bool) -> bytes:
+    """Make a PM_STEP_BACK: whether a program is at work that the agent should let go first."""
+    return _HEADER.pack(Kind.STEP_BACK, 1, 0) + _RANGE.pack(0, 0, further, 0)
 
 
 def render_ping(seq: int) -> bytes:

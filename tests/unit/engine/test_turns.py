@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
@@ -11,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from pagemerge.engine import wire
 from pagemerge.engine.clients import WINDOW, Client
 from pagemerge.engine.turns import BUSY_SECONDS, Turns
 from pagemerge.engine.wire import Kind
@@ -38,7 +40,8 @@ class Process:
 
     def __init__(self) -> None:
         ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
+        for end in (ours, self.theirs):
+            end.setblocking(False)
         scanner = cast("Any", Scanner())
         self.client = Client(1, 1, cast("Any", None), scanner, ours, -1, -1, "process")
 
@@ -46,8 +49,18 @@ class Process:
     def asked(self) -> int:
         return len(self.client.under_way)
 
+    def words(self) -> list[int]:
+        """What it has been told of programs at work since it last answered."""
+        told = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                datagram = self.theirs.recv(100)
+                if wire.parse_header(datagram)[0] == Kind.STEP_BACK:
+                    told += [item.flags for item in wire.parse_ranges(datagram)]
+        return told
+
     def answer(self) -> None:
-        self.theirs.recv(100)
+        self.words()
         del self.client.under_way[min(self.client.under_way)]
 
     def close(self) -> None:
@@ -134,3 +147,18 @@ def test_one_that_has_gone_does_not_count(
     processes[0].client.silent = False
     turns.remove(processes[0].client)
     assert not turns.are_few
+
+
+def test_all_are_told_that_a_program_is_at_work_and_that_it_no_longer_is(
+    processes: list[Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = turns_of(processes[:2], monkeypatch, cpus=64)
+    processes[0].client.at_work = True
+    turns.send_requests()
+    turns.add(processes[2].client)
+    turns.send_requests()
+    assert [process.words() for process in processes] == [[1], [1], [1]]
+    turns.remove(processes[1].client)
+    processes[0].client.at_work = False
+    turns.send_requests()
+    assert [process.words() for process in processes] == [[0], [0], [0]]
