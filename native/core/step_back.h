@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 enum { PM_KSMD_NICE = 5 }; /* as the kernel gives its own */
-enum { PM_SLICE_NS = 10000000 };
+enum { PM_SLICE_NS = 4000000 };
 
 /*
  * The calling thread gets ksmd's nice value, or keeps a higher one.  `further`: and asks for a longer slice than others have (2.8 ms at most): whoever wakes up with a shorter one
