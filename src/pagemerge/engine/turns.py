@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BUSY_SECONDS", "Turns"]
 
-BUSY_SECONDS = 0.05  # a request seldom takes as long; then another may begin
+BUSY_SECONDS = 0.02  # a request seldom takes as long; then another may begin
 
 
 class Turns:
@@ -30,6 +30,7 @@ class Turns:
     def __init__(self) -> None:
         """Nobody takes part yet."""
         self._order: deque[Client] = deque()  # the one asked last at its end
+        self._asked: list[Client] = []  # who may be busy
         self._at_a_time = max(1, len(os.sched_getaffinity(0)) // 2)
         self._stepped_back = False
 
@@ -61,6 +62,7 @@ class Turns:
         if not few:
             for client in self._order:
                 client.send_requests()
+            self._asked = list(self._order)
             return
         room = self._at_a_time - self._busy(time.monotonic())
         for _ in range(len(self._order)):
@@ -68,10 +70,14 @@ class Turns:
                 return
             client = self._order.popleft()
             self._order.append(client)
-            room -= client.send_requests(1)
+            if client.send_requests(1):
+                self._asked.append(client)
+                room -= 1
 
     def _busy(self, now: float) -> int:
-        return sum(client.asked_since(now - BUSY_SECONDS) for client in self._order)
+        then = now - BUSY_SECONDS
+        self._asked = [client for client in self._asked if client.asked_since(then)]
+        return len(self._asked)
 
     def _step_back(self, further: bool) -> None:
         if further != self._stepped_back:
