@@ -12,6 +12,7 @@
 #include "group.h"
 #include "marks.h"
 #include "page.h"
+#include "step_back.h"
 
 enum { PIECE_PAGES = 256 }; /* the gate is closed for some 100 µs */
 
@@ -63,6 +64,7 @@ uint32_t pm_hash_ranges(const struct pm_range *ranges, uint32_t count, uint64_t 
 			if (!hash_in_place(at, to, whole, keys + n))
 				hash_copies(at, to, whole, keys + n);
 			n += (uint32_t)((to - at) >> PM_PAGE_SHIFT);
+			pm_give_way();
 		}
 	}
 	pm_vma_end();

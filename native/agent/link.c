@@ -414,6 +414,10 @@ static const struct pm_header *carry_out(size_t length, const int *fds, uint32_t
 				pm_calls_asked_all(ranges[i].flags != 0);
 		return NULL; /* the marks are told as the program's own are */
 	}
+	if (header->type == PM_PING) {
+		pm_request_begin();
+		pm_request_end(false);
+	}
 	if (header->type == PM_HASH) {
 		hash(header, body);
 		return &buffers->hashed.header;

@@ -10,6 +10,7 @@
 #include "group.h"
 #include "marks.h"
 #include "refusal.h"
+#include "step_back.h"
 
 #include <fcntl.h>
 #include <string.h>
@@ -243,6 +244,7 @@ static void commit_unstopped(int pagemap, uint32_t n, const struct pm_request *r
 		       (first->barrier != PM_BARRIER_UFFD || pm_marks_seen(groups[k - 1].end, groups[k].start)))
 			k++;
 		commit_window(pagemap, first, k - i, request, outcome);
+		pm_give_way();
 	}
 }
 

@@ -2,6 +2,7 @@
 /* The way back: pages of the pool become anonymous memory again.  And pages that are all zero are dropped. */
 #include "group.h"
 #include "refusal.h"
+#include "step_back.h"
 
 #include <errno.h>
 #include <string.h>
@@ -125,6 +126,7 @@ static void end_stop(struct stop *stop, struct pm_outcome *outcome)
 	if (!stop->on)
 		return;
 	pm_freeze_end();
+	pm_give_way();
 	stop->on = false;
 	took = pm_clock_ns(CLOCK_MONOTONIC) - stop->began;
 	stop->rest_until = stop->began + took + GENTLY * (took < REST_MOST_NSECS ? took : REST_MOST_NSECS);

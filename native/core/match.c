@@ -8,6 +8,7 @@
 #include "scanner.h"
 
 #include "page.h"
+#include "step_back.h"
 
 enum {
 	FILLED_MANY = 64, /* of a batch's pages */
@@ -389,6 +390,7 @@ static void match_all(struct pm_scanner *scanner, struct pm_batch *batch, const 
 			match(scanner, chunk, c[i].i, sum, fresh ? sampled_sum(batch->keys[i], salt(batch->nodes[i])) : sum, page, zero, batch->nodes[i]);
 		}
 	batch->n = 0;
+	pm_give_way();
 }
 
 void pm_match_hashed(struct pm_scanner *scanner, struct pm_batch *batch)

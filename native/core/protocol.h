@@ -37,7 +37,7 @@ enum pm_message_type {
 	PM_MERGE = 17,   /* pm_run[], with the descriptors of the segments they name, then that of PM_FD_UFFD if there is one */
 	PM_UNMERGE = 18, /* pm_range[]: turn pool mappings back into private anonymous memory */
 	PM_ZERO = 19,    /* pm_range[]: drop pages that are all zero, after checking */
-	PM_PING = 20,    /* no entries: answer with an empty PM_RESULT of the same seq */
+	PM_PING = 20,    /* no entries: answer with an empty PM_RESULT of the same seq.  0: whether the program is at work, before anything else is asked */
 	PM_ADVISE = 21,  /* pm_range[]: madvise on the program's behalf; flags = PM_MARK_MERGEABLE or PM_MARK_UNMERGEABLE */
 	PM_ADVISE_ALL = 22, /* 1 pm_range: prctl(PR_SET_MEMORY_MERGE) on its behalf; flags as PM_ALL's.  Both are answered by PM_MARK and PM_ALL alone */
 	PM_HASH = 23,  /* pm_range[], of PM_HASH_PAGES pages at most: look at them where they are; flags = enum pm_hash_flag; answered by PM_HASHES.  Only to PM_HELLO_GIVES */

@@ -5,6 +5,7 @@
  * There is no queue: the pages' own states say what is wanted.  A request is a copy of its runs, kept until its answer.
  */
 #include "scanner.h"
+#include "step_back.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -319,6 +320,7 @@ static void collect(struct build *build, enum pm_message_type type)
 			else if (type == PM_GIVE)
 				chunk->takes = true;
 		}
+		pm_give_way();
 		mm->wanted_at = at;
 		if (!build->full)
 			at = at + 1 < mm->nchunks ? at + 1 : 0;
@@ -631,6 +633,7 @@ int pm_mm_answer(struct pm_scanner *scanner, struct pm_mm *mm, const void *datag
 			else
 				page_done(scanner, chunk, i, request->type);
 		}
+		pm_give_way();
 	}
 	if (request->type == PM_GIVE)
 		gave(scanner, mm, request->segment);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* A pass over a process: which of its pages are looked at, and in what steps. */
 #include "look.h"
+#include "step_back.h"
 
 #include <errno.h>
 
@@ -346,6 +347,7 @@ int pm_mm_scan(struct pm_scanner *scanner, struct pm_mm *mm, uint64_t budget, ui
 		}
 		look.region = region;
 		err = step(&look, region);
+		pm_give_way();
 		if (err == -ESRCH)
 			break;
 		if (err) { /* this region can't be looked at; others may */

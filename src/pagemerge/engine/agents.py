@@ -264,7 +264,10 @@ class AgentServer:
         client.copied_pages += result.copied
         client.barrier = result.barrier or client.barrier
         client.at_work = result.at_work
-        self._answered(client, seq, datagram)
+        if seq:
+            self._answered(client, seq, datagram)
+        else:  # to a PM_PING
+            self._ksmd.answered(client)
 
     def _answered(self, client: Client, seq: int, datagram: bytes) -> None:
         if client.under_way.pop(seq, None) is None:

@@ -46,7 +46,7 @@ class Client:
     merge_any: bool = False
     marked: bool = False
     silent: bool = False
-    at_work: bool = False  # its agent said so: it would notice to be stopped, or to wait for a CPU
+    at_work: bool | None = None  # its agent said so: it would notice to be stopped, or to wait
     since: float = field(default_factory=time.monotonic)
     under_way: dict[int, float] = field(default_factory=dict)
     barrier: int = 0  # enum pm_barrier: the one last used

@@ -249,7 +249,7 @@ class Daemon:
                     "refused": client.hello.refusal,
                     "connected": client.sock is not None,
                     "silent": client.silent,
-                    "at_work": client.at_work,
+                    "at_work": bool(client.at_work),
                     "agent_cpu_seconds": client.agent_cpu_ns / 1e9,
                     "stopped_seconds": client.stopped_ns / 1e9,
                 }

@@ -166,6 +166,7 @@ class Ksmd:
         self._worked_before = self._work_done()
         self._cpu_before, self._pages_before = time.process_time(), self._pages_done()
         self._dear_nap = 0.0
+        self._turns.begin_pass()
         self._emit("ksm_start_scan", {"seq": self.full_scans, "rmap_entries": self._items()})
         for scanner in self.scanners.values():
             scanner.begin_pass()
@@ -226,6 +227,7 @@ class Ksmd:
             scanner.end_pass()
         self.send_requests()  # retired segments are emptied between passes
         self._emit("ksm_stop_scan", {"seq": self.full_scans, "rmap_entries": self._items()})
+        self._turns.end_pass()
         self.full_scans += 1
         self.passes += 1
         self._advise(now)

@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from pagemerge import _core
-from pagemerge.engine.wire import render_step_back
+from pagemerge.engine.wire import render_ping, render_step_back
 
 if TYPE_CHECKING:
     from pagemerge.engine.clients import Client
@@ -49,7 +49,18 @@ class Turns:
     @property
     def are_few(self) -> bool:
         """Whether a program is at work, so that not everybody may go on at once."""
-        return any(client.at_work and client.answers for client in self._order)
+        return any(client.at_work is not False and client.answers for client in self._order)
+
+    def begin_pass(self) -> None:
+        """Ask those of whom it is not known yet whether they are at work, all at once."""
+        for client in self._order:
+            if client.at_work is None:
+                client.tell(render_ping(0))
+
+    def end_pass(self) -> None:
+        """Whoever has not answered in a whole pass keeps the others waiting no longer."""
+        for client in self._order:
+            client.at_work = bool(client.at_work)
 
     def taken(self, now: float) -> bool:
         """Tell whether as many work as may, so that the daemon waits, too."""

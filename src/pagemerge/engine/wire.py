@@ -206,5 +206,5 @@ def render_step_back(further: bool) -> bytes:
 
 
 def render_ping(seq: int) -> bytes:
-    """Make a PM_PING."""
+    """Make a PM_PING, whose answer says whether the program is at work."""
     return _HEADER.pack(Kind.PING, 0, seq)

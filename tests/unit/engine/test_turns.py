@@ -44,19 +44,22 @@ class Process:
             end.setblocking(False)
         scanner = cast("Any", Scanner())
         self.client = Client(1, 1, cast("Any", None), scanner, ours, -1, -1, "process")
+        self.client.at_work = False
 
     @property
     def asked(self) -> int:
         return len(self.client.under_way)
 
     def words(self) -> list[int]:
-        """What it has been told of programs at work since it last answered."""
+        """What it has been told of programs at work since it last answered; -1: it was asked."""
         told = []
         with contextlib.suppress(BlockingIOError):
             while True:
                 datagram = self.theirs.recv(100)
                 if wire.parse_header(datagram)[0] == Kind.STEP_BACK:
                     told += [item.flags for item in wire.parse_ranges(datagram)]
+                elif wire.parse_header(datagram)[0] == Kind.PING:
+                    told.append(-1)
         return told
 
     def answer(self) -> None:
@@ -147,6 +150,28 @@ def test_one_that_has_gone_does_not_count(
     processes[0].client.silent = False
     turns.remove(processes[0].client)
     assert not turns.are_few
+
+
+def test_those_of_whom_nothing_is_known_are_asked_and_taken_to_be_at_work_until_they_answer(
+    processes: list[Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = turns_of(processes, monkeypatch)
+    processes[1].client.at_work = None
+    turns.begin_pass()
+    assert [process.words() for process in processes] == [[], [-1], []]
+    assert turns.are_few
+    processes[1].client.at_work = False
+    assert not turns.are_few
+
+
+def test_one_that_does_not_answer_in_a_whole_pass_keeps_others_waiting_no_longer(
+    processes: list[Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = turns_of(processes, monkeypatch)
+    processes[0].client.at_work = None
+    processes[1].client.at_work = True
+    turns.end_pass()
+    assert [process.client.at_work for process in processes] == [False, True, False]
 
 
 def test_all_are_told_that_a_program_is_at_work_and_that_it_no_longer_is(
