@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from tests.support.waiting import wait_until
 
 N = 4096
 MEMORY_V1 = Path("/sys/fs/cgroup/memory")
+AUTOGROUP = Path("/proc/self/autogroup")
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -48,6 +51,19 @@ def test_what_works_in_the_background_is_as_nice_as_ksmd(engine_daemon: EngineDa
     assert [nice[tid] for tid in agents] == [max(own, 5)]
     assert nice[child.pid] == own
     assert os.getpriority(os.PRIO_PROCESS, engine_daemon.process.pid) == max(own, 5)
+
+
+@pytest.mark.skipif(not AUTOGROUP.exists(), reason="the kernel does not group by session")
+def test_a_daemon_with_a_session_of_its_own_is_as_nice_in_the_group(tmp_path: Path) -> None:
+    environment = dict(os.environ, PAGEMERGE_RUNTIME_DIR=str(tmp_path / "runtime"))
+    command = [sys.executable, "-m", "pagemerge", "daemon"]
+    with subprocess.Popen(command, env=environment, start_new_session=True) as process:
+        group = Path(f"/proc/{process.pid}/autogroup")
+        expected = f"nice {max(os.getpriority(os.PRIO_PROCESS, 0), 5)}"
+        try:
+            wait_until(lambda: group.read_text().strip().endswith(expected), "the nice value")
+        finally:
+            process.terminate()
 
 
 def test_a_program_at_work_is_told_from_one_that_sleeps(engine_daemon: EngineDaemon) -> None:

@@ -67,8 +67,7 @@ def main(values: dict[str, str], *, detach: bool = False, log_file: Path | None 
         _start_log(log_file)
         with _only_one(runtime):
             _raise_descriptor_limit()
-            with contextlib.suppress(OSError):  # forbidden, perhaps: it would only be politer
-                step_back(False)
+            _step_back()
             daemon = Daemon(runtime, settings)
             daemon.stop_on_signals()
             log.info("ready in %s, pid %d", runtime, os.getpid())
@@ -89,6 +88,16 @@ def main(values: dict[str, str], *, detach: bool = False, log_file: Path | None 
     if ready is not None:
         os._exit(0)
     return 0
+
+
+def _step_back() -> None:
+    """Let others go first, as ksmd does; where that is forbidden, it would only be politer."""
+    with contextlib.suppress(OSError):
+        step_back(False)
+    # Where the kernel schedules sessions as groups, a nice value counts within a session only.
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(os.nice(0)))
 
 
 def _start_log(log_file: Path | None) -> None:
