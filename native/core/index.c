@@ -74,9 +74,9 @@ uint32_t pm_ref_sum(const struct pm_index *index, uint32_t ref)
 	return chunk->sum[i];
 }
 
-void pm_index_prefetch_entry(const struct pm_index *index, uint32_t sum)
+static void prefetch(const struct pm_index *index, uint32_t ref)
 {
-	uint32_t ref = *pm_index_head(index, sum), i;
+	uint32_t i;
 
 	if (ref == PM_REF_NONE)
 		return;
@@ -92,6 +92,19 @@ void pm_index_prefetch_entry(const struct pm_index *index, uint32_t sum)
 		__builtin_prefetch(&chunk->link[i]);
 		__builtin_prefetch(&chunk->state[i]);
 	}
+}
+
+void pm_index_prefetch_entry(const struct pm_index *index, uint32_t sum)
+{
+	prefetch(index, *pm_index_head(index, sum));
+}
+
+void pm_index_prefetch_next(const struct pm_index *index, uint32_t sum)
+{
+	uint32_t ref = *pm_index_head(index, sum);
+
+	if (ref != PM_REF_NONE && pm_ref_sum(index, ref) != sum)
+		prefetch(index, *link_of(index, ref));
 }
 
 static uint32_t matching(const struct pm_index *index, uint32_t ref, uint32_t sum)

@@ -47,8 +47,9 @@ static inline void pm_index_prefetch(const struct pm_index *index, uint32_t sum)
 	__builtin_prefetch(pm_index_head(index, sum));
 }
 
-/* And, some time after that, the first entry of its chain. */
+/* And, some time after that, the first entry of its chain; and then the next one, where the first is another sum's. */
 void pm_index_prefetch_entry(const struct pm_index *index, uint32_t sum);
+void pm_index_prefetch_next(const struct pm_index *index, uint32_t sum);
 
 static inline uint64_t pm_index_metadata(const struct pm_index *index)
 {

@@ -376,6 +376,9 @@ static void match_all(struct pm_scanner *scanner, struct pm_batch *batch, const 
 		if (c[i].chunk)
 			pm_index_prefetch_entry(&scanner->index, sampled_sum(batch->keys[i], salt(batch->nodes[i])));
 	for (size_t i = 0; i < batch->n; i++)
+		if (c[i].chunk)
+			pm_index_prefetch_next(&scanner->index, sampled_sum(batch->keys[i], salt(batch->nodes[i])));
+	for (size_t i = 0; i < batch->n; i++)
 		if (c[i].chunk && proven(scanner, &c[i], batch->keys[i], salt(batch->nodes[i]), &sum)) {
 			const char *page = content ? content + i * PM_PAGE_SIZE : NULL;
 			struct pm_chunk *chunk = c[i].chunk;

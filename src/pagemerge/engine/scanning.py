@@ -63,7 +63,7 @@ class Ksmd:
         self._dear_nap = 0.0
         self._pass_started = 0.0
         self._cpu_before = 0.0
-        self._pages_before = (0, 0)
+        self._pages_before = (0, 0, 0)
         self._worked_before = 0
         self._advisor: ScanTimeAdvisor | None = None
         self._left: list[Client] = []
@@ -275,17 +275,18 @@ class Ksmd:
             },
         )
 
-    def _pages_done(self) -> tuple[int, int]:
-        """Pages that were read so far, and pages that are merged."""
+    def _pages_done(self) -> tuple[int, int, int]:
+        """Pages that were read so far, that are merged, and that are known: seen once or more."""
         scanners = self.scanners.values()
-        return _total(scanners, "bytes_read") // PAGE_SIZE, _total(scanners, "pages_sharing")
+        read = _total(scanners, "bytes_read") // PAGE_SIZE
+        return read, _total(scanners, "pages_sharing"), self._items()
 
     def _items(self) -> int:
         return _total(self.scanners.values(), "rmap_items")
 
     def _work_done(self) -> int:
-        """A number that grows whenever a pass had something to do."""
-        names = ("bytes_read", "merge_requests", "breaks")
+        """A number that changes whenever a pass had something to do, or to remember."""
+        names = ("bytes_read", "merge_requests", "breaks", "rmap_items")
         return sum(_total(self.scanners.values(), name) for name in names)
 
 
