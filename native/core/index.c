@@ -9,6 +9,7 @@ enum {
 	SIZE_MIN = 256, /* a power of two */
 	SIZE_MAX_CHAINS = 1 << 30,
 	GROW_SHARE = 16, /* of its size, by which the table is made larger */
+	STEPS = 5, /* of a chain that are fetched ahead: a page that is found has LOAD_MAX others in its chain, on average */
 	LOAD_MAX = 2, /* entries a chain; the price of a longer chain is a cache miss for each record on it */
 };
 
@@ -74,7 +75,8 @@ uint32_t pm_ref_sum(const struct pm_index *index, uint32_t ref)
 	return chunk->sum[i];
 }
 
-static void prefetch(const struct pm_index *index, uint32_t ref)
+/* A call that does no more than this would be taken for one without any effect, and left out. */
+static inline __attribute__((always_inline)) void prefetch(const struct pm_index *index, uint32_t ref)
 {
 	uint32_t i;
 
@@ -94,17 +96,17 @@ static void prefetch(const struct pm_index *index, uint32_t ref)
 	}
 }
 
-void pm_index_prefetch_entry(const struct pm_index *index, uint32_t sum)
+/* A step along all chains at a time: each entry is a cache miss, and says only then which is the next. */
+void pm_index_prefetch_chains(const struct pm_index *index, const uint32_t *sums, uint32_t n)
 {
-	prefetch(index, *pm_index_head(index, sum));
-}
+	uint32_t refs[PM_PREFETCHED];
 
-void pm_index_prefetch_next(const struct pm_index *index, uint32_t sum)
-{
-	uint32_t ref = *pm_index_head(index, sum);
-
-	if (ref != PM_REF_NONE && pm_ref_sum(index, ref) != sum)
-		prefetch(index, *link_of(index, ref));
+	for (uint32_t i = 0; i < n; i++)
+		prefetch(index, refs[i] = *pm_index_head(index, sums[i]));
+	for (uint32_t step = 1; step < STEPS; step++)
+		for (uint32_t i = 0; i < n; i++)
+			if (refs[i] != PM_REF_NONE)
+				prefetch(index, refs[i] = *link_of(index, refs[i]));
 }
 
 static uint32_t matching(const struct pm_index *index, uint32_t ref, uint32_t sum)

@@ -47,9 +47,9 @@ static inline void pm_index_prefetch(const struct pm_index *index, uint32_t sum)
 	__builtin_prefetch(pm_index_head(index, sum));
 }
 
-/* And, some time after that, the first entry of its chain; and then the next one, where the first is another sum's. */
-void pm_index_prefetch_entry(const struct pm_index *index, uint32_t sum);
-void pm_index_prefetch_next(const struct pm_index *index, uint32_t sum);
+/* And, some time after that, the entries of a few sums' chains: of many at once they would drive each other out of the cache. */
+enum { PM_PREFETCHED = 32 };
+void pm_index_prefetch_chains(const struct pm_index *index, const uint32_t *sums, uint32_t n);
 
 static inline uint64_t pm_index_metadata(const struct pm_index *index)
 {

@@ -358,6 +358,15 @@ static bool judge(struct pm_scanner *scanner, uint32_t page, uint64_t key)
 	return false;
 }
 
+static void prefetch_chains(const struct pm_scanner *scanner, const struct pm_batch *batch, size_t from)
+{
+	uint32_t sums[PM_PREFETCHED], n = 0;
+
+	for (size_t i = from; i < batch->n && n < PM_PREFETCHED; i++)
+		sums[n++] = sampled_sum(batch->keys[i], salt(batch->nodes[i]));
+	pm_index_prefetch_chains(&scanner->index, sums, n);
+}
+
 /* `content`: of the batch's pages, or NULL. */
 static void match_all(struct pm_scanner *scanner, struct pm_batch *batch, const char *content)
 {
@@ -372,13 +381,9 @@ static void match_all(struct pm_scanner *scanner, struct pm_batch *batch, const 
 	for (size_t i = 0; i < batch->n; i++)
 		if (c[i].chunk)
 			pm_index_prefetch(&scanner->index, sampled_sum(batch->keys[i], salt(batch->nodes[i])));
-	for (size_t i = 0; i < batch->n; i++)
-		if (c[i].chunk)
-			pm_index_prefetch_entry(&scanner->index, sampled_sum(batch->keys[i], salt(batch->nodes[i])));
-	for (size_t i = 0; i < batch->n; i++)
-		if (c[i].chunk)
-			pm_index_prefetch_next(&scanner->index, sampled_sum(batch->keys[i], salt(batch->nodes[i])));
-	for (size_t i = 0; i < batch->n; i++)
+	for (size_t i = 0; i < batch->n; i++) {
+		if (i % PM_PREFETCHED == 0)
+			prefetch_chains(scanner, batch, i);
 		if (c[i].chunk && proven(scanner, &c[i], batch->keys[i], salt(batch->nodes[i]), &sum)) {
 			const char *page = content ? content + i * PM_PAGE_SIZE : NULL;
 			struct pm_chunk *chunk = c[i].chunk;
@@ -392,6 +397,7 @@ static void match_all(struct pm_scanner *scanner, struct pm_batch *batch, const 
 			chunk->touched = scanner->slice;
 			match(scanner, chunk, c[i].i, sum, fresh ? sampled_sum(batch->keys[i], salt(batch->nodes[i])) : sum, page, zero, batch->nodes[i]);
 		}
+	}
 	batch->n = 0;
 	pm_give_way();
 }
