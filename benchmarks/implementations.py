@@ -81,7 +81,7 @@ class _Kernel:
 
 class _Engine:
     name = "engine"
-    poll_seconds = 0.01
+    poll_seconds = 0.02
 
     def __init__(self, daemon: EngineDaemon) -> None:
         self._daemon = daemon

@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include "chunk.h"
 
-#include "pool.h"
-
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { RECORD_BYTES = 9 };
+enum { RECORD_BYTES = sizeof(struct pm_record) + 1 };
 
 void pm_chunks_deinit(struct pm_chunks *chunks)
 {
@@ -18,15 +16,14 @@ void pm_chunks_deinit(struct pm_chunks *chunks)
 	memset(chunks, 0, sizeof(*chunks));
 }
 
-static int records(uint32_t n, uint32_t **sum, uint32_t **link, uint8_t **state)
+static int records(uint32_t n, struct pm_record **record, uint8_t **state)
 {
 	char *memory = calloc(n, RECORD_BYTES);
 
 	if (!memory)
 		return -ENOMEM;
-	*sum = (uint32_t *)(void *)memory;
-	*link = *sum + n;
-	*state = (uint8_t *)(*link + n);
+	*record = (struct pm_record *)(void *)memory;
+	*state = (uint8_t *)(*record + n);
 	return 0;
 }
 
@@ -53,7 +50,7 @@ int pm_chunk_create(struct pm_chunks *chunks, struct pm_mm *mm, uint64_t base, u
 	chunk = calloc(1, sizeof(*chunk));
 	if (!chunk)
 		return -ENOMEM;
-	if (records(n, &chunk->sum, &chunk->link, &chunk->state)) {
+	if (records(n, &chunk->record, &chunk->state)) {
 		free(chunk);
 		return -ENOMEM;
 	}
@@ -74,7 +71,8 @@ int pm_chunk_create(struct pm_chunks *chunks, struct pm_mm *mm, uint64_t base, u
 
 int pm_chunk_extend(struct pm_chunks *chunks, struct pm_chunk *chunk, uint32_t first, uint32_t n)
 {
-	uint32_t end = first + n, old_end = (uint32_t)chunk->first + chunk->n, at, *sum, *link;
+	uint32_t end = first + n, old_end = (uint32_t)chunk->first + chunk->n, at;
+	struct pm_record *record;
 	uint8_t *state;
 
 	if (first >= chunk->first && end <= old_end)
@@ -83,16 +81,14 @@ int pm_chunk_extend(struct pm_chunks *chunks, struct pm_chunk *chunk, uint32_t f
 		first = chunk->first;
 	if (end < old_end)
 		end = old_end;
-	if (records(end - first, &sum, &link, &state))
+	if (records(end - first, &record, &state))
 		return -ENOMEM;
 	at = chunk->first - first;
-	memcpy(sum + at, chunk->sum, chunk->n * sizeof(*sum));
-	memcpy(link + at, chunk->link, chunk->n * sizeof(*link));
+	memcpy(record + at, chunk->record, chunk->n * sizeof(*record));
 	memcpy(state + at, chunk->state, chunk->n);
-	free(chunk->sum);
+	free(chunk->record);
 	chunks->metadata += (uint64_t)(end - first - chunk->n) * RECORD_BYTES;
-	chunk->sum = sum;
-	chunk->link = link;
+	chunk->record = record;
 	chunk->state = state;
 	chunk->first = (uint16_t)first;
 	chunk->n = (uint16_t)(end - first);
@@ -105,6 +101,6 @@ void pm_chunk_destroy(struct pm_chunks *chunks, struct pm_chunk *chunk)
 	if (chunk->id < chunks->free)
 		chunks->free = chunk->id;
 	chunks->metadata -= sizeof(*chunk) + (uint64_t)chunk->n * RECORD_BYTES;
-	free(chunk->sum);
+	free(chunk->record);
 	free(chunk);
 }

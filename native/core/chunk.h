@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "page.h"
+#include "pool.h"
 
 enum {
 	PM_CHUNK_SHIFT = 9,
@@ -67,8 +68,7 @@ struct pm_chunk {
 	bool takes;       /* none of what is to be merged is to be given */
 	uint32_t waits;   /* all that is to be merged waits, for what request.c knows; 0: that is not known */
 	uint32_t touched; /* the slice of scanning in which its pages were matched last */
-	uint32_t *sum;   /* [n] */
-	uint32_t *link;  /* [n] */
+	struct pm_record *record; /* [n] */
 	uint8_t *state;  /* [n]: enum pm_page_state << 5 | visits (smart scan) */
 };
 

@@ -19,7 +19,7 @@ enum { DECIDED = 1, WHOLE = 2 }; /* pm_run.flags: unchanged since the first look
 
 static bool needs_whole(const struct pm_scanner *scanner, const struct pm_chunk *chunk, uint32_t i)
 {
-	return scanner->whole || chunk->link[i] == PM_LINK_DIFFERS || pm_sum_is_whole(chunk->sum[i]);
+	return scanner->whole || chunk->record[i].link == PM_LINK_DIFFERS || pm_sum_is_whole(chunk->record[i].sum);
 }
 
 bool pm_hash_want(struct pm_scanner *scanner, const struct pm_batch *batch)
@@ -224,7 +224,7 @@ uint32_t pm_give_slot(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32
 
 bool pm_may_give(const struct pm_scanner *scanner, const struct pm_chunk *chunk, uint32_t i)
 {
-	uint32_t slot = chunk->link[i];
+	uint32_t slot = chunk->record[i].link;
 	const struct pm_segment *segment;
 
 	if (pm_page_state(chunk, i) != PM_PENDING || slot == PM_LINK_ZERO)
@@ -242,7 +242,7 @@ static bool is_wanted(const struct pm_scanner *scanner, const struct pm_mm *mm, 
 		const struct pm_chunk *chunk = mm->chunks[c];
 
 		for (uint32_t i = 0; chunk->wanted && i < chunk->n; i++)
-			if (pm_may_give(scanner, chunk, i) && chunk->link[i] >> PM_SEGMENT_SHIFT == segment->id)
+			if (pm_may_give(scanner, chunk, i) && chunk->record[i].link >> PM_SEGMENT_SHIFT == segment->id)
 				return true;
 	}
 	return false;
@@ -263,7 +263,7 @@ static void give_up_unwritten(struct pm_scanner *scanner, const struct pm_segmen
 			struct pm_chunk *chunk = mm->chunks[c];
 
 			for (uint32_t i = 0; chunk->wanted && i < chunk->n; i++) {
-				uint32_t slot = chunk->link[i];
+				uint32_t slot = chunk->record[i].link;
 
 				if (pm_page_state(chunk, i) == PM_PENDING && slot >> PM_SEGMENT_SHIFT == segment->id &&
 				    !pm_slot_is_confirmed(segment, slot))

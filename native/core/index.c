@@ -55,10 +55,10 @@ static uint32_t *link_of(const struct pm_index *index, uint32_t ref)
 	if (ref & PM_REF_SLOT) {
 		uint32_t slot = ref & ~PM_REF_SLOT;
 
-		return &pm_pool_segment(index->pool, slot)->next[pm_slot_position(slot)];
+		return &pm_pool_segment(index->pool, slot)->record[pm_slot_position(slot)].link;
 	}
 	chunk = pm_chunk_of(index->chunks, ref, &i);
-	return &chunk->link[i];
+	return &chunk->record[i].link;
 }
 
 uint32_t pm_ref_sum(const struct pm_index *index, uint32_t ref)
@@ -69,10 +69,10 @@ uint32_t pm_ref_sum(const struct pm_index *index, uint32_t ref)
 	if (ref & PM_REF_SLOT) {
 		uint32_t slot = ref & ~PM_REF_SLOT;
 
-		return pm_pool_segment(index->pool, slot)->sum[pm_slot_position(slot)];
+		return pm_pool_segment(index->pool, slot)->record[pm_slot_position(slot)].sum;
 	}
 	chunk = pm_chunk_of(index->chunks, ref, &i);
-	return chunk->sum[i];
+	return chunk->record[i].sum;
 }
 
 /* A call that does no more than this would be taken for one without any effect, and left out. */
@@ -85,13 +85,11 @@ static inline __attribute__((always_inline)) void prefetch(const struct pm_index
 	if (ref & PM_REF_SLOT) {
 		const struct pm_segment *segment = pm_pool_segment(index->pool, ref & ~PM_REF_SLOT);
 
-		__builtin_prefetch(&segment->sum[pm_slot_position(ref & ~PM_REF_SLOT)]);
-		__builtin_prefetch(&segment->next[pm_slot_position(ref & ~PM_REF_SLOT)]);
+		__builtin_prefetch(&segment->record[pm_slot_position(ref & ~PM_REF_SLOT)]);
 	} else {
 		const struct pm_chunk *chunk = pm_chunk_of(index->chunks, ref, &i);
 
-		__builtin_prefetch(&chunk->sum[i]);
-		__builtin_prefetch(&chunk->link[i]);
+		__builtin_prefetch(&chunk->record[i]);
 		__builtin_prefetch(&chunk->state[i]);
 	}
 }

@@ -10,7 +10,6 @@
 #define PM_INDEX_H
 
 #include "chunk.h"
-#include "pool.h"
 
 struct pm_index {
 	struct pm_chunks *chunks;

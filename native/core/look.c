@@ -66,7 +66,7 @@ uint32_t pm_look_settled(struct pm_look *look, struct pm_chunk *chunk, uint32_t 
  */
 static bool was_found_different(const struct pm_chunk *chunk, uint32_t i)
 {
-	return pm_page_state(chunk, i) == PM_UNSHARED && pm_sum_is_whole(chunk->sum[i]);
+	return pm_page_state(chunk, i) == PM_UNSHARED && pm_sum_is_whole(chunk->record[i].sum);
 }
 
 /* A page that nothing is known of, or whose content has changed: look one. */
@@ -74,7 +74,7 @@ static void look_anew(struct pm_look *look, struct pm_chunk *chunk, uint32_t i, 
 {
 	bool look_now = pm_look_visit(look, chunk, i);
 	/* Kept, since an agent's barrier makes pages look written: the sum tells whether the content is still the same. */
-	bool differs = pm_page_state(chunk, i) == PM_LOOKED && chunk->link[i] == PM_LINK_DIFFERS;
+	bool differs = pm_page_state(chunk, i) == PM_LOOKED && chunk->record[i].link == PM_LINK_DIFFERS;
 
 	if (look_now && was_found_different(chunk, i)) {
 		protect(look, pm_chunk_address(chunk, i));
@@ -84,7 +84,7 @@ static void look_anew(struct pm_look *look, struct pm_chunk *chunk, uint32_t i, 
 	}
 	pm_page_detach(look->scanner, chunk, i, PM_LOOKED);
 	if (differs)
-		chunk->link[i] = PM_LINK_DIFFERS;
+		chunk->record[i].link = PM_LINK_DIFFERS;
 	if (is & PM_IS_WRITTEN && look_now)
 		protect(look, pm_chunk_address(chunk, i));
 	else if (is & PM_IS_WRITTEN)
@@ -93,7 +93,7 @@ static void look_anew(struct pm_look *look, struct pm_chunk *chunk, uint32_t i, 
 
 static bool is_known(const struct pm_chunk *chunk, uint32_t i)
 {
-	return chunk->link[i] == PM_LINK_KNOWN || chunk->link[i] == PM_LINK_LEFT;
+	return chunk->record[i].link == PM_LINK_KNOWN || chunk->record[i].link == PM_LINK_LEFT;
 }
 
 static void private_tracked(struct pm_look *look, struct pm_chunk *chunk, uint32_t i, uint64_t is)
@@ -129,8 +129,8 @@ static void private_untracked(struct pm_look *look, struct pm_chunk *chunk, uint
 	if (known && !look->scanner->knobs.smart_scan)
 		chunk->state[i] = pm_look_next_visit(chunk->state[i]);
 	if (pm_page_state(chunk, i) == PM_NONE) {
-		chunk->sum[i] = 0;
-		chunk->link[i] = PM_REF_NONE;
+		chunk->record[i].sum = 0;
+		chunk->record[i].link = PM_REF_NONE;
 		pm_set_state(chunk, i, PM_LOOKED);
 	}
 	if (look_now && !wait)
@@ -173,7 +173,7 @@ void pm_look_private(struct pm_look *look, struct pm_chunk *chunk, uint32_t i, u
 		look->mm->breaks++;
 		look->scanner->counts.breaks++;
 		pm_page_detach(look->scanner, chunk, i, PM_LOOKED);
-		chunk->sum[i] = 0;
+		chunk->record[i].sum = 0;
 		break;
 	default:
 		break;
@@ -250,8 +250,8 @@ void pm_look_pool(struct pm_look *look, struct pm_chunk *chunk, uint32_t i, uint
 	pm_page_detach(look->scanner, chunk, i, PM_NONE);
 	if (pm_slot_get(&look->scanner->pool, slot))
 		return;
-	chunk->link[i] = slot;
-	chunk->sum[i] = pm_ref_sum(&look->scanner->index, PM_REF_SLOT | slot);
+	chunk->record[i].link = slot;
+	chunk->record[i].sum = pm_ref_sum(&look->scanner->index, PM_REF_SLOT | slot);
 	pm_set_state(chunk, i, PM_MERGED);
 	pm_slot_confirm(&look->scanner->pool, slot);
 	pm_slot_index(look->scanner, slot);
@@ -279,8 +279,8 @@ void pm_look_absent(struct pm_look *look, struct pm_chunk *chunk, uint32_t i, ui
 	case PM_ZEROED:
 		if (is & PM_IS_SWAPPED && is & PM_IS_WRITTEN)
 			break;
-		if (chunk->sum[i]) {
-			chunk->sum[i] = 0;
+		if (chunk->record[i].sum) {
+			chunk->record[i].sum = 0;
 			look->mm->zero_fresh--;
 			look->scanner->zero_fresh--;
 		}

@@ -42,7 +42,7 @@ static void ask(struct pm_chunk *chunk, uint32_t i, uint32_t link)
 	if (!chunk->mm->held_since)
 		chunk->mm->held_since = pm_now_ns();
 	pm_page_unleave(chunk, i);
-	chunk->link[i] = link;
+	chunk->record[i].link = link;
 	pm_chunk_wake(chunk);
 	pm_set_state(chunk, i, PM_PENDING);
 }
@@ -147,7 +147,7 @@ void pm_page_leave(struct pm_chunk *chunk, uint32_t i, uint32_t link)
 	pm_page_unleave(chunk, i);
 	if (link == PM_LINK_LEFT)
 		chunk->mm->left_for_vmas++;
-	chunk->link[i] = link;
+	chunk->record[i].link = link;
 	if (chunk->state[i] % 32 < 4) /* from where the visits that are due become rare */
 		chunk->state[i] = (uint8_t)((chunk->state[i] & ~31) | 4);
 }
@@ -193,7 +193,7 @@ static void match(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i
 	if (found.slot == PM_NO_SLOT && sampled != sum) {
 		found.slot = find(scanner, chunk, i, sampled).slot;
 		if (found.slot != PM_NO_SLOT)
-			chunk->sum[i] = sampled;
+			chunk->record[i].sum = sampled;
 	}
 	if (chunk->mm->deaf) {
 		found.slot = PM_NO_SLOT;
@@ -245,7 +245,7 @@ bool pm_match_known(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t
 
 	if (chunk->mm->deaf)
 		return true;
-	found = find(scanner, chunk, i, chunk->sum[i]);
+	found = find(scanner, chunk, i, chunk->record[i].sum);
 	if (found.slot == PM_NO_SLOT || pm_slot_get(&scanner->pool, found.slot))
 		return false;
 	ask(chunk, i, found.slot);
@@ -260,7 +260,7 @@ bool pm_match_known(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t
 static bool proven(struct pm_scanner *scanner, const struct pm_candidate *c, uint64_t key, uint32_t salted, uint32_t *sum)
 {
 	struct pm_chunk *chunk = c->chunk;
-	uint32_t before = chunk->sum[c->i], link = chunk->link[c->i];
+	uint32_t before = chunk->record[c->i].sum, link = chunk->record[c->i].link;
 	uint32_t sampled = sampled_sum(key, salted), whole = whole_sum(key, salted), check = whole | PM_SUM_CHECK;
 	bool known = key >> 32, differs = link == PM_LINK_DIFFERS; /* known: the whole page was looked at */
 	bool proved = before == whole || (differs && before == sampled);
@@ -269,7 +269,7 @@ static bool proven(struct pm_scanner *scanner, const struct pm_candidate *c, uin
 	if (state == PM_UNSHARED) { /* without tracking: is it still what the index says? */
 		if (before != sampled && before != whole) {
 			pm_page_detach(scanner, chunk, c->i, PM_LOOKED);
-			chunk->sum[c->i] = check;
+			chunk->record[c->i].sum = check;
 		}
 		return false;
 	}
@@ -279,29 +279,29 @@ static bool proven(struct pm_scanner *scanner, const struct pm_candidate *c, uin
 		return false;
 	if (differs && before == whole) { /* neither sum helps; until it is written */
 		pm_set_state(chunk, c->i, PM_UNSHARED);
-		chunk->link[c->i] = PM_LINK_ALONE;
+		chunk->record[c->i].link = PM_LINK_ALONE;
 		return false;
 	}
 	*sum = proved || scanner->whole ? whole : sampled;
 	/* A candidate that it was before it stays; should it have changed where the samples do not show it, the comparison will. */
 	if (c->decided || proved || before == check ||
 	    (before == sampled && (scanner->anew || link == PM_LINK_KNOWN || link == PM_LINK_LEFT))) {
-		chunk->sum[c->i] = *sum;
+		chunk->record[c->i].sum = *sum;
 		return true;
 	}
-	chunk->sum[c->i] = check;
+	chunk->record[c->i].sum = check;
 	pm_page_unleave(chunk, c->i);
-	chunk->link[c->i] = PM_REF_NONE;
+	chunk->record[c->i].link = PM_REF_NONE;
 	return false;
 }
 
 /* Found by its samples and not compared yet, nor on the way to be. */
 static bool is_unproved(struct pm_scanner *scanner, const struct pm_chunk *chunk, uint32_t i)
 {
-	uint32_t link = chunk->link[i];
+	uint32_t link = chunk->record[i].link;
 	const struct pm_segment *segment;
 
-	if (pm_sum_is_whole(chunk->sum[i]))
+	if (pm_sum_is_whole(chunk->record[i].sum))
 		return false;
 	switch (pm_page_state(chunk, i)) {
 	case PM_UNSHARED:
@@ -325,7 +325,7 @@ static void take_whole(struct pm_scanner *scanner)
 				if (!is_unproved(scanner, chunk, i))
 					continue;
 				pm_page_detach(scanner, chunk, i, PM_LOOKED);
-				chunk->link[i] = PM_LINK_DIFFERS;
+				chunk->record[i].link = PM_LINK_DIFFERS;
 			}
 		}
 }
@@ -387,11 +387,11 @@ static void match_all(struct pm_scanner *scanner, struct pm_batch *batch, const 
 		if (c[i].chunk && proven(scanner, &c[i], batch->keys[i], salt(batch->nodes[i]), &sum)) {
 			const char *page = content ? content + i * PM_PAGE_SIZE : NULL;
 			struct pm_chunk *chunk = c[i].chunk;
-			bool fresh = pm_sum_is_whole(sum) && scanner->whole && chunk->link[c[i].i] != PM_LINK_DIFFERS;
+			bool fresh = pm_sum_is_whole(sum) && scanner->whole && chunk->record[c[i].i].link != PM_LINK_DIFFERS;
 			bool zero = page ? scanner->knobs.use_zero_pages && pm_page_is_zero(page) : batch->keys[i] == zero_key;
 
 			if (!zero && judge(scanner, pm_page_number(chunk, c[i].i), batch->keys[i])) {
-				chunk->link[c[i].i] = PM_LINK_DIFFERS; /* this one, too */
+				chunk->record[c[i].i].link = PM_LINK_DIFFERS; /* this one, too */
 				continue;
 			}
 			chunk->touched = scanner->slice;
@@ -477,7 +477,7 @@ void pm_match_anew(struct pm_scanner *scanner, uint32_t page)
 {
 	uint32_t pages[SAME_SUM + 1], i;
 	struct pm_chunk *chunk = pm_chunk_of(&scanner->chunks, page, &i);
-	size_t n = 1 + take_unshared(scanner, chunk->sum[i], pages + 1, SAME_SUM);
+	size_t n = 1 + take_unshared(scanner, chunk->record[i].sum, pages + 1, SAME_SUM);
 
 	pages[0] = page;
 	for (size_t k = 0; k < n; k++) {

@@ -320,7 +320,7 @@ void pm_pool_reserve(struct pm_pool *pool, uint32_t slot, uint32_t sum)
 	struct pm_segment *segment = pm_pool_segment(pool, slot);
 	uint32_t at = pm_slot_position(slot);
 
-	segment->sum[at] = sum;
+	segment->record[at].sum = sum;
 	set_bit(segment->filled, at);
 	segment->written++;
 	pool->written_live++;

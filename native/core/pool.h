@@ -28,6 +28,12 @@ enum pm_segment_state {
 	PM_SEGMENT_RETIRED = 2, /* its contents are out of the index; only kept until its users are gone */
 };
 
+/* What is known of a page, or of a slot: side by side, as a walk along a chain of the index needs both. */
+struct pm_record {
+	uint32_t sum;
+	uint32_t link; /* the next in the chain; of pages in other states something else (chunk.h) */
+};
+
 struct pm_segment {
 	uint32_t id;
 	uint8_t state;      /* enum pm_segment_state */
@@ -48,8 +54,7 @@ struct pm_segment {
 	uint32_t written;   /* slots with content */
 	uint32_t live;      /* slots with users */
 	uint32_t dead_before; /* at the end of the last pass */
-	uint32_t sum[PM_SEGMENT_PAGES];
-	uint32_t next[PM_SEGMENT_PAGES]; /* chain of the index */
+	struct pm_record record[PM_SEGMENT_PAGES];
 	uint8_t users[PM_SEGMENT_PAGES]; /* low 7 bits the count (127: see `many`), high bit: one is confirmed */
 	uint8_t filled[PM_SEGMENT_PAGES / 8];
 	uint8_t indexed[PM_SEGMENT_PAGES / 8];

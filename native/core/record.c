@@ -40,7 +40,7 @@ void pm_set_state(struct pm_chunk *chunk, uint32_t i, unsigned int state)
 
 void pm_page_detach(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, unsigned int state)
 {
-	uint32_t link = chunk->link[i];
+	uint32_t link = chunk->record[i].link;
 
 	switch (pm_page_state(chunk, i)) {
 	case PM_LOOKED:
@@ -48,7 +48,7 @@ void pm_page_detach(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t
 		break;
 	case PM_UNSHARED:
 		if (link != PM_LINK_ALONE)
-			pm_index_remove(&scanner->index, pm_page_number(chunk, i), chunk->sum[i]);
+			pm_index_remove(&scanner->index, pm_page_number(chunk, i), chunk->record[i].sum);
 		break;
 	case PM_PENDING:
 	case PM_ASKED:
@@ -58,7 +58,7 @@ void pm_page_detach(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t
 			pm_slot_release(scanner, link);
 		break;
 	case PM_ZEROED:
-		if (chunk->sum[i]) {
+		if (chunk->record[i].sum) {
 			chunk->mm->zero_fresh--;
 			scanner->zero_fresh--;
 		}
@@ -68,15 +68,15 @@ void pm_page_detach(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t
 	}
 	if (scanner->tracing && state == PM_NONE && pm_page_state(chunk, i) != PM_NONE)
 		pm_event(scanner, PM_EVENT_PAGE, chunk->mm->mm, pm_chunk_address(chunk, i), PM_NO_SLOT, 0);
-	chunk->link[i] = PM_REF_NONE;
+	chunk->record[i].link = PM_REF_NONE;
 	pm_set_state(chunk, i, state);
 }
 
 void pm_page_unleave(struct pm_chunk *chunk, uint32_t i)
 {
-	if (pm_page_state(chunk, i) == PM_LOOKED && chunk->link[i] == PM_LINK_LEFT) {
+	if (pm_page_state(chunk, i) == PM_LOOKED && chunk->record[i].link == PM_LINK_LEFT) {
 		chunk->mm->left_for_vmas--;
-		chunk->link[i] = PM_LINK_KNOWN;
+		chunk->record[i].link = PM_LINK_KNOWN;
 	}
 }
 
@@ -104,7 +104,7 @@ static uint32_t copies(const struct pm_scanner *scanner, uint32_t sum)
 void pm_slot_index(struct pm_scanner *scanner, uint32_t slot)
 {
 	struct pm_segment *segment = pm_pool_segment(&scanner->pool, slot);
-	uint32_t at = pm_slot_position(slot), sum = segment->sum[at], others;
+	uint32_t at = pm_slot_position(slot), sum = segment->record[at].sum, others;
 
 	if (pm_slot_indexed(scanner, slot))
 		return;
@@ -120,7 +120,7 @@ void pm_slot_index(struct pm_scanner *scanner, uint32_t slot)
 void pm_slot_unindex(struct pm_scanner *scanner, uint32_t slot)
 {
 	struct pm_segment *segment = pm_pool_segment(&scanner->pool, slot);
-	uint32_t at = pm_slot_position(slot), sum = segment->sum[at], others;
+	uint32_t at = pm_slot_position(slot), sum = segment->record[at].sum, others;
 
 	if (!pm_slot_indexed(scanner, slot))
 		return;

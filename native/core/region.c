@@ -323,7 +323,7 @@ static void check_records(struct pm_scanner *scanner, struct pm_mm *mm)
 			while (p < mm->nparts && mm->parts[p].end <= address)
 				p++;
 			if (p == mm->nparts || mm->parts[p].start > address || mm->parts[p].slot == PM_NO_SLOT ||
-			    mm->parts[p].slot + ((address - mm->parts[p].start) >> PM_PAGE_SHIFT) != chunk->link[i])
+			    mm->parts[p].slot + ((address - mm->parts[p].start) >> PM_PAGE_SHIFT) != chunk->record[i].link)
 				pm_page_detach(scanner, chunk, i, PM_NONE);
 		}
 	}

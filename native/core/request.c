@@ -80,7 +80,7 @@ static bool may_be_gap(const struct pm_chunk *chunk, uint32_t i)
  */
 static bool must_wait(const struct build *build, const struct pm_chunk *chunk, uint32_t i)
 {
-	const struct pm_segment *segment = pm_pool_segment(&build->scanner->pool, chunk->link[i]);
+	const struct pm_segment *segment = pm_pool_segment(&build->scanner->pool, chunk->record[i].link);
 
 	if (build->give)
 		return !pm_may_give(build->scanner, chunk, i);
@@ -92,7 +92,7 @@ static bool must_wait(const struct build *build, const struct pm_chunk *chunk, u
 /* Whether a page goes to a slot in the same request. */
 static bool follows(const struct build *build, const struct pm_chunk *chunk, uint32_t at, uint32_t slot)
 {
-	return pm_page_state(chunk, at) == PM_PENDING && chunk->link[at] == slot && (!build->give || pm_may_give(build->scanner, chunk, at));
+	return pm_page_state(chunk, at) == PM_PENDING && chunk->record[at].link == slot && (!build->give || pm_may_give(build->scanner, chunk, at));
 }
 
 /*
@@ -102,7 +102,7 @@ static bool follows(const struct build *build, const struct pm_chunk *chunk, uin
 static uint32_t group(const struct build *build, const struct pm_chunk *chunk, uint32_t i, struct pm_run *runs,
 		      uint32_t *after, uint32_t gap_max)
 {
-	uint32_t slot = chunk->link[i], n = 0, at = i, end = i, room = PM_SEGMENT_PAGES - pm_slot_position(slot);
+	uint32_t slot = chunk->record[i].link, n = 0, at = i, end = i, room = PM_SEGMENT_PAGES - pm_slot_position(slot);
 	uint32_t stop = i + room < chunk->n ? i + room : chunk->n;
 
 	for (;;) {
@@ -153,7 +153,7 @@ static void mark_asked(struct build *build, struct pm_chunk *chunk, const struct
 
 		for (uint32_t end = i + runs[k].npages; !(runs[k].flags & PM_RUN_GAP) && i < end; i++) {
 			if (build->give)
-				pm_slot_give(pm_pool_segment(&build->scanner->pool, chunk->link[i]), chunk->link[i]);
+				pm_slot_give(pm_pool_segment(&build->scanner->pool, chunk->record[i].link), chunk->record[i].link);
 			pm_set_state(chunk, i, PM_ASKED);
 		}
 	}
@@ -170,7 +170,7 @@ static void build_merges(struct build *build, struct pm_chunk *chunk)
 		uint64_t cost;
 
 		after = i + 1;
-		if (pm_page_state(chunk, i) != PM_PENDING || chunk->link[i] == PM_LINK_ZERO ||
+		if (pm_page_state(chunk, i) != PM_PENDING || chunk->record[i].link == PM_LINK_ZERO ||
 		    must_wait(build, chunk, i))
 			continue;
 		if (vmas_free(build) < scanner->max_map_count / 4 && gap_max && gap_max < GAP_SCARCE)
@@ -182,7 +182,7 @@ static void build_merges(struct build *build, struct pm_chunk *chunk)
 			leave_for_vmas(build, chunk, i, after);
 			continue;
 		}
-		segment = segment_index(build, chunk->link[i]);
+		segment = segment_index(build, chunk->record[i].link);
 		if (build->give && segment) { /* one segment a request: its end is told by that of its requests */
 			build->nsegments = segments;
 			build->left = true;
@@ -218,7 +218,7 @@ static void build_ranges(struct build *build, struct pm_chunk *chunk, enum pm_me
 		uint64_t address = pm_chunk_address(chunk, i);
 		unsigned int state = pm_page_state(chunk, i);
 
-		if (type == PM_ZERO ? state != PM_PENDING || chunk->link[i] != PM_LINK_ZERO
+		if (type == PM_ZERO ? state != PM_PENDING || chunk->record[i].link != PM_LINK_ZERO
 					    : state != PM_RECALLED)
 			continue;
 		if (build->n && ranges[build->n - 1].end == address && build->pages < PM_ASK_PAGES) {
@@ -243,8 +243,8 @@ static bool is_scattered(const struct pm_chunk *chunk)
 		if (pm_page_state(chunk, i) != PM_PENDING)
 			continue;
 		pages++;
-		pieces += next == PM_NO_SLOT || chunk->link[i] - next >= SAME_PIECE;
-		next = chunk->link[i] + 1;
+		pieces += next == PM_NO_SLOT || chunk->record[i].link - next >= SAME_PIECE;
+		next = chunk->record[i].link + 1;
 	}
 	return pieces * SMALL_PIECE > pages;
 }
@@ -431,7 +431,7 @@ static void note_lone(struct pm_scanner *scanner, uint32_t slot)
 
 static void page_failed(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, uint32_t type, uint32_t why)
 {
-	uint32_t link = chunk->link[i];
+	uint32_t link = chunk->record[i].link;
 
 	if (type == PM_GIVE)
 		type = PM_MERGE;
@@ -454,7 +454,7 @@ static void page_failed(struct pm_scanner *scanner, struct pm_chunk *chunk, uint
 		/* Equal by its sum, not by its bytes; if it has not been written either, another sum may tell. */
 		if (type != PM_MERGE)
 			break;
-		chunk->link[i] = PM_LINK_DIFFERS;
+		chunk->record[i].link = PM_LINK_DIFFERS;
 		note_lone(scanner, link);
 		if (scanner->ndiffering < PM_DIFFERING) {
 			scanner->differing[scanner->ndiffering++] = pm_page_number(chunk, i);
@@ -477,7 +477,7 @@ static void page_failed(struct pm_scanner *scanner, struct pm_chunk *chunk, uint
 
 static void page_done(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32_t i, uint32_t type)
 {
-	uint32_t link = chunk->link[i];
+	uint32_t link = chunk->record[i].link;
 	struct pm_segment *segment;
 
 	chunk->mm->changed = true;
@@ -494,7 +494,7 @@ static void page_done(struct pm_scanner *scanner, struct pm_chunk *chunk, uint32
 		pm_page_detach(scanner, chunk, i, PM_LOOKED);
 		pm_set_state(chunk, i, scanner->recalled ? PM_NONE : PM_ZEROED);
 		if (!scanner->recalled) {
-			chunk->sum[i] = 1;
+			chunk->record[i].sum = 1;
 			chunk->mm->zero_fresh++;
 			scanner->zero_fresh++;
 		}

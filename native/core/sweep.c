@@ -24,7 +24,7 @@ void pm_segment_retire(struct pm_scanner *scanner, struct pm_segment *segment)
 				unsigned int state = pm_page_state(chunk, i);
 
 				if ((state == PM_MERGED || state == PM_PENDING) &&
-				    chunk->link[i] >> PM_SEGMENT_SHIFT == segment->id) {
+				    chunk->record[i].link >> PM_SEGMENT_SHIFT == segment->id) {
 					pm_page_detach(scanner, chunk, i, PM_LOOKED);
 					mm->stale = true;
 				}
@@ -109,7 +109,7 @@ static void part_lone(struct pm_scanner *scanner)
 			struct pm_chunk *chunk = mm->chunks[c];
 
 			for (uint32_t i = 0; i < chunk->n; i++) {
-				uint32_t slot = chunk->link[i];
+				uint32_t slot = chunk->record[i].link;
 
 				if (pm_page_state(chunk, i) != PM_MERGED || !(lone[slot / 64] >> slot % 64 & 1))
 					continue;

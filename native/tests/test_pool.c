@@ -125,7 +125,7 @@ static void test_the_index_finds_what_was_put_in(void)
 			count--;
 		} else {
 			sum_of[page] = (state >> 4) % SUMS * 2654435761u;
-			chunk->sum[i] = sum_of[page];
+			chunk->record[i].sum = sum_of[page];
 			pm_index_insert(&index, page, sum_of[page]);
 			in[page] = 1;
 			count++;
@@ -155,13 +155,13 @@ static void test_records_grow_to_both_sides(void)
 	struct pm_chunk *chunk;
 
 	CHECK_EQUAL(pm_chunk_create(&chunks, NULL, 0, 100, 10, &chunk), 0);
-	chunk->sum[3] = 77;
+	chunk->record[3].sum = 77;
 	chunk->state[3] = 5;
 	CHECK_EQUAL(pm_page_number(chunk, 3), 103);
 	CHECK_EQUAL(pm_chunk_extend(&chunks, chunk, 90, 40), 0);
 	CHECK_EQUAL(chunk->first, 90);
 	CHECK_EQUAL(chunk->n, 40);
-	CHECK(chunk->sum[13] == 77 && chunk->state[13] == 5);
+	CHECK(chunk->record[13].sum == 77 && chunk->state[13] == 5);
 	CHECK_EQUAL(pm_page_number(chunk, 13), 103);
 	CHECK_EQUAL(pm_chunk_extend(&chunks, chunk, 95, 5), 0);
 	CHECK_EQUAL(chunk->n, 40);
