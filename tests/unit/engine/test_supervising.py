@@ -91,7 +91,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_command_once(tmp_path: Path) -> None:
     script = f"""
 import os, signal, sys, time
 signal.signal(signal.SIGINT, lambda *_: open({str(counts)!r}, "a").write("x"))
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+signal.signal(signal.SIGTERM, lambda *_: os._exit(5))  # raised in a destructor it would be lost
 print("up", flush=True)
 while True: time.sleep(0.01)
 """
@@ -101,7 +101,7 @@ while True: time.sleep(0.01)
     try:
         wait_until(lambda: b"up" in os.read(terminal, 100), "the command")
         os.write(terminal, b"\x03")
-        wait_until(counts.exists, "the interrupt")
+        wait_until(lambda: counts.exists() and counts.read_text(), "the interrupt")
         os.kill(pid, signal.SIGTERM)
         _, status = os.waitpid(pid, 0)
         assert os.waitstatus_to_exitcode(status) == 5
